@@ -1,0 +1,67 @@
+# The commands of this project. `make` lists them.
+
+PYTHON ?= python3
+CATEGORIES ?=
+RECORDS ?= --month 2021-01 --test-month 2021-02 --final
+
+VENV := .venv
+BIN := $(VENV)/bin
+# a stamp for each category of the Pipfile that is installed
+installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv serve test train lint lock image clean
+# a stamp must not survive a command that failed
+.DELETE_ON_ERROR:
+
+help: ## list these commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving needs, and CATEGORIES="train client" beside it
+
+serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CONCURRENCY are obeyed)
+	$(BIN)/gunicorn predict:app
+
+test: $(call installed,packages train client dev-packages) ## run the tests
+	$(BIN)/pytest
+
+train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
+	$(BIN)/python train.py $(RECORDS)
+
+lint: $(call installed,packages train client dev-packages) ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+lock: $(VENV)/.pipenv ## write Pipfile.lock anew, from the newest packages
+	env -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null PIPENV_VERBOSITY=-1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/pipenv lock
+	$(PYTHON) -c "$$STRIP_LOCK"
+
+image: ## build the container's image
+	docker build -t ride-duration .
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.pipenv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; PYTHON=/path/to/python3.12 names another")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pipenv>=2026.7'
+	@touch $@
+
+$(VENV)/.installed-%: Pipfile.lock $(VENV)/.pipenv
+	PIPENV_VERBOSITY=-1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/pipenv sync --categories "$*"
+	@touch $@
+
+# The lock names no package index: whatever index a machine is set up with serves.
+define STRIP_LOCK
+import json, pathlib
+path = pathlib.Path("Pipfile.lock")
+lock = json.loads(path.read_text())
+lock["_meta"]["sources"] = []
+for packages in (section for name, section in lock.items() if name != "_meta"):
+    for package in packages.values():
+        package.pop("index", None)
+path.write_text(json.dumps(lock, indent=4, sort_keys=True) + "\n")
+endef
+export STRIP_LOCK

@@ -1,0 +1,107 @@
+"""The web service: POST /predict answers the duration of a taxi ride, in minutes.
+
+`gunicorn predict:app` serves it on port 9696 (see `gunicorn.conf.py`); `python predict.py` is for development only.
+"""
+
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from flask import Flask, Response, g, request
+from msgspec import UNSET
+
+from ride_duration.features import Columns
+from ride_duration.model import LinearModel, ModelError
+from ride_duration.model_file import load_model
+from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides
+from web import logs, problems
+from web.body import read_json_body
+from web.problems import Problem
+
+READINESS_RIDE = check_ride(EXAMPLE)
+
+
+def create_app(model: LinearModel) -> Flask:
+    """The service for one model of ride duration."""
+    app = Flask(__name__, static_folder=None)
+    problems.register(app)
+    logs.register(app)
+    loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    @app.post("/predict")
+    def predict() -> Response:
+        check_query()
+        rides = decode_rides(read_json_body(request))
+        answer: dict[str, Any]
+        if isinstance(rides, list):
+            answer = {"durations": model.predict_columns(Columns.of(rides)).tolist(), "model_version": model.version}
+            g.fields = {"rides": len(rides), "model_version": model.version}
+        else:
+            answer = {"duration": model.predict(rides), "model_version": model.version}
+            g.fields = {"rides": 1, "model_version": model.version}
+            if rides.ride_id is not UNSET:
+                answer["ride_id"] = g.fields["ride_id"] = rides.ride_id
+        return as_json(answer)
+
+    @app.get("/model")
+    def describe_model() -> Response:
+        check_query()
+        metadata = msgspec.to_builtins(model.metadata) if model.metadata else {}
+        return as_json(
+            {
+                "version": model.version,
+                "target": metadata.get("target", "duration"),
+                **{
+                    name: metadata.get(name)
+                    for name in ("trained_on", "rows", "metrics", "metrics_trained_on", "tested_on", "libraries")
+                },
+                "coefficients": model.coefficients,
+                "sha256": model.sha256,
+                "loaded_at": loaded_at,
+                "refused": None,
+            }
+        )
+
+    @app.get("/healthz")
+    def health() -> Response:
+        return as_json({"status": "alive"})
+
+    @app.get("/readyz")
+    def ready() -> Response:
+        try:
+            model.predict(READINESS_RIDE)
+        except Exception as error:
+            raise Problem("not-ready", f"The model can't answer a ride: {error}") from error
+        return as_json({"status": "ready", "model_version": model.version})
+
+    return app
+
+
+def as_json(content: object) -> Response:
+    """A 200 with `content` as JSON."""
+    return Response(msgspec.json.encode(content), content_type="application/json")
+
+
+def check_query(allowed: tuple[str, ...] = ()) -> None:
+    """Refuse query parameters that the route does not know: a typo must not pass silently."""
+    errors = [
+        FieldError(name[:64], f"is not a query parameter of this route; {', '.join(allowed) or 'there are none'}")
+        for name in request.args
+        if name not in allowed
+    ]
+    if errors:
+        raise Problem("invalid-query", f"{errors[0].field} {errors[0].detail}.", errors)
+
+
+try:
+    app = create_app(load_model(os.environ.get("MODEL", "model.bin"), target="duration"))
+except ModelError as error:
+    sys.exit(f"predict.py: {error}")
+
+
+if __name__ == "__main__":
+    from web.settings import port
+
+    app.run(host="127.0.0.1", port=port(), use_reloader=True, use_debugger=False)

@@ -1,0 +1,164 @@
+"""The linear model: an intercept and a table of coefficients, scored without scikit-learn."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ride_duration.features import GROUP, GROUPS, Columns, inputs_of_columns, inputs_of_ride
+from ride_duration.ride import MAX_ERRORS, FieldError, InvalidRide, Ride
+
+Target = Literal["duration", "fare", "tip"]
+
+_BLOCK = 16_384  # rows scored at a time: what the arrays of a block need stays in the processor's cache
+
+
+class ModelError(ValueError):
+    """A model that can't be served, and why, in a sentence."""
+
+
+class GoldenRide(msgspec.Struct):
+    """A ride and the prediction that the model gave it when it was trained."""
+
+    ride: Ride
+    prediction: float
+
+
+class Metadata(msgspec.Struct, kw_only=True):
+    """What a model file says of itself: the attribute `metadata_` of its regression, as plain data."""
+
+    version: str
+    target: Target
+    trained_on: list[str]
+    """Months, like 2021-01."""
+    rows: int
+    """Rides trained on."""
+    metrics: dict[str, dict[str, float]]
+    """Errors in the target's unit, of the model and of baselines, on rides of the months `tested_on`, when all of them were
+    trained on the months `metrics_trained_on` alone. Empty when there was no test."""
+    metrics_trained_on: list[str]
+    tested_on: list[str]
+    bounds: tuple[float, float]
+    """Lowest and highest prediction."""
+    golden: list[GoldenRide]
+    libraries: dict[str, str]
+
+
+class LinearModel:
+    """intercept + Σ coefficient x value over a ride's features, then held within the metadata's bounds.
+
+    Parameters
+    ----------
+    intercept
+        In the target's unit, minutes for duration.
+    coefficients
+        By token, as the model's DictVectorizer spells them (see `features.Group`). A zone that no ride can have is harmless.
+    metadata
+        None for a model that carries none: it is then served as it is.
+    sha256
+        Digest of the file that it came from, in hex.
+
+    Raises
+    ------
+    ModelError
+        If a number isn't finite, or a token is one that no ride can produce: it would silently count as zero.
+    """
+
+    def __init__(
+        self, intercept: float, coefficients: Mapping[str, float], metadata: Metadata | None = None, sha256: str = ""
+    ) -> None:
+        values = np.array([intercept, *coefficients.values()], np.float64)
+        if not np.isfinite(values).all():
+            raise ModelError("it has coefficients that are not finite numbers")
+        tables: dict[str, NDArray[np.float64]] = {}
+        for token, value in coefficients.items():
+            name, equals, suffix = token.partition("=")
+            group = GROUP.get(name)
+            index = group.index(suffix) if group and bool(equals) == bool(suffix) else None
+            if group and index is not None:
+                tables.setdefault(name, np.zeros(group.size))[index] = value
+            elif not (group and group.zones_only and suffix):
+                raise ModelError(
+                    f"it was trained with the feature {token[:60]!r}, which no ride can produce: "
+                    "its part of every prediction would be missing (zones are features when they are strings in training)"
+                )
+        for name in {token.partition("=")[0] for token in coefficients} - tables.keys():
+            raise ModelError(
+                f"none of its values of {name!r} is one that a ride can have; zones are spelled like 130 or 130_205"
+            )
+
+        self.intercept = float(intercept)
+        self.metadata = metadata
+        self.sha256 = sha256
+        self.version = metadata.version if metadata else f"sha256:{sha256[:12]}"
+        self.coefficients = len(coefficients)
+        self.groups = [group for group in GROUPS if group.name in tables]
+        self.needs_distance = "trip_distance" in tables
+        """Whether a ride of unknown distance can't be scored: the course's `trip_distance` has no value for it."""
+        self._tables = [tables[group.name] for group in self.groups]
+        # memoryviews give Python floats, twice as fast as arrays give numpy's; groups of one scale share its values
+        by_scale: dict[Any, list[Any]] = {}
+        for group, table in zip(self.groups, self._tables, strict=True):
+            by_scale.setdefault(group.scale, []).append((group.offsets, table.data))
+        self._by_scale = list(by_scale.items())
+
+    def predict(self, ride: Ride) -> float:
+        """The prediction for one ride: minutes, or dollars.
+
+        Raises
+        ------
+        InvalidRide
+            If its distance is unknown and the model `needs_distance`.
+        """
+        value = self.linear(ride)
+        if self.metadata is not None:
+            low, high = self.metadata.bounds
+            value = min(max(value, low), high)
+        return value
+
+    def linear(self, ride: Ride) -> float:
+        """The prediction before it is held within bounds: what scikit-learn's `predict` gives."""
+        if self.needs_distance and ride.trip_distance is None:
+            raise InvalidRide([_distance_needed()])
+        inputs = inputs_of_ride(ride)
+        total = self.intercept
+        for scale, groups in self._by_scale:
+            nodes = scale.of_ride(inputs)
+            for offsets, table in groups:
+                first = 0
+                for get, cells in offsets:
+                    first += cells[get(inputs)]
+                for node, value in nodes:
+                    total += table[first + node] * value
+        return total
+
+    def predict_columns(self, columns: Columns) -> NDArray[np.float64]:
+        """`predict` for every row; shape (rides,)."""
+        values = self.linear_columns(columns)
+        return values if self.metadata is None else np.clip(values, *self.metadata.bounds)
+
+    def linear_columns(self, columns: Columns) -> NDArray[np.float64]:
+        """`linear` for every row; shape (rides,).
+
+        Raises
+        ------
+        InvalidRide
+            If distances are unknown and the model `needs_distance`; `index` is the row.
+        """
+        unknown = np.flatnonzero(np.isnan(columns.trip_distance))[:MAX_ERRORS] if self.needs_distance else ()
+        if len(unknown):
+            raise InvalidRide([_distance_needed(int(row)) for row in unknown])
+        totals = np.full(len(columns.trip_distance), self.intercept)
+        for start in range(0, len(totals), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            inputs = inputs_of_columns(columns.part(block))
+            for group, table in zip(self.groups, self._tables, strict=True):
+                for index, value in group.of_columns(inputs):
+                    totals[block] += table[index] * value
+        return totals
+
+
+def _distance_needed(index: int | None = None) -> FieldError:
+    return FieldError("trip_distance", "must be a number of miles: this model has no answer for an unknown distance", index)

@@ -1,0 +1,108 @@
+"""Errors as `application/problem+json` (RFC 9457): one shape for every failure of the service."""
+
+import logging
+from http import HTTPStatus
+from typing import NamedTuple
+
+import msgspec
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from ride_duration.ride import EXAMPLE, FieldError, InvalidRide, NotJSON
+
+log = logging.getLogger("ride_duration")
+
+
+class Kind(NamedTuple):
+    """A kind of problem: its status and the title that a person reads."""
+
+    status: HTTPStatus
+    title: str
+
+
+KINDS = {
+    "not-json": Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
+    "incomplete-body": Kind(HTTPStatus.BAD_REQUEST, "The body did not arrive whole"),
+    "not-found": Kind(HTTPStatus.NOT_FOUND, "There is nothing here"),
+    "method-not-allowed": Kind(HTTPStatus.METHOD_NOT_ALLOWED, "This route takes other methods"),
+    "too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    "unsupported-media-type": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is not plain application/json"),
+    "invalid-ride": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The ride is not one that can be scored"),
+    "invalid-query": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The query has a parameter that this route does not know"),
+    "internal-error": Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"),
+    "not-ready": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is not ready"),
+}
+"""By the last part of the problem's `type`."""
+
+_HTTP_KINDS = {KINDS[name].status: name for name in ("not-found", "method-not-allowed", "too-large")}
+_EXAMPLE = msgspec.json.encode(EXAMPLE).decode()
+
+
+class Problem(Exception):
+    """An error to be answered as it stands.
+
+    Parameters
+    ----------
+    kind
+        A key of `KINDS`.
+    detail
+        What was wrong and what is allowed.
+    errors
+        For a 422: each field that was refused.
+    close
+        Whether the connection can't be used on: its body was not read.
+    """
+
+    def __init__(self, kind: str, detail: str, errors: list[FieldError] | None = None, close: bool = False) -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.errors, self.close = kind, detail, errors, close
+
+    def response(self) -> Response:
+        """The answer."""
+        status, title = KINDS[self.kind]
+        return _response(f"urn:ride-duration:problem:{self.kind}", status, title, self.detail, self.errors, self.close)
+
+
+def _response(
+    kind: str, status: int, title: str, detail: str, errors: list[FieldError] | None = None, close: bool = False
+) -> Response:
+    body = {"type": kind, "title": title, "status": status, "detail": detail}
+    content = msgspec.json.encode(body | ({"errors": errors} if errors else {}))
+    return Response(content, status, {"Connection": "close"} if close else None, content_type="application/problem+json")
+
+
+def register(app: Flask) -> None:
+    """Let `app` answer every error as a problem."""
+
+    @app.errorhandler(Problem)
+    def problem(error: Problem) -> Response:
+        return error.response()
+
+    @app.errorhandler(NotJSON)
+    def not_json(error: NotJSON) -> Response:
+        return Problem("not-json", f"{error}. Send a ride like {_EXAMPLE}, or an array of them.").response()
+
+    @app.errorhandler(InvalidRide)
+    def invalid_ride(error: InvalidRide) -> Response:
+        return Problem("invalid-ride", f"{error}. A ride looks like {_EXAMPLE}.", error.errors).response()
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = HTTPStatus(error.code or 500)
+        if status in _HTTP_KINDS:
+            routes = ", ".join(sorted(rule.rule for rule in app.url_map.iter_rules()))
+            detail = f"The routes are {routes}." if status == HTTPStatus.NOT_FOUND else str(error.description)
+            response = Problem(_HTTP_KINDS[status], detail).response()
+        else:
+            response = _response("about:blank", status, status.phrase, error.description or status.description)
+        allow = dict(error.get_headers()).get("Allow")
+        if allow:
+            response.headers["Allow"] = allow
+        return response
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        log.exception("a request failed", exc_info=error)
+        return Problem(
+            "internal-error", "It was not your request's fault; the log has the details under X-Request-ID."
+        ).response()

@@ -1,0 +1,40 @@
+"""The environment variables that the web service obeys, read and checked."""
+
+import os
+import sys
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def integer(name: str, default: int, low: int, high: int) -> int:
+    """The whole number in an environment variable; ends the program with a sentence when it isn't one."""
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and low <= int(text[:10]) <= high):
+        sys.exit(f"{name} must be a whole number from {low} to {high:,}; got {text[:60]!r}")
+    return int(text)
+
+
+def port() -> int:
+    """`PORT`, 9696 when unset."""
+    return integer("PORT", 9696, 1, 65_535)
+
+
+def workers() -> int:
+    """`WEB_CONCURRENCY`, else one worker for each CPU that this process may use."""
+    return integer("WEB_CONCURRENCY", available_cpus(), 1, 256)
+
+
+def available_cpus(cgroup: Path = _CGROUP) -> int:
+    """CPUs that this process may use: its affinity, and what a container's quota (cgroup v2 or v1) leaves of it."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = (text for file in files for text in (cgroup / file).read_text().split())
+            if float(quota) > 0:
+                cpus = min(cpus, max(1, int(float(quota) / float(period))))
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return cpus
