@@ -1,5 +1,7 @@
 """Makes a plain `gunicorn predict:app` right; gunicorn reads this file by itself. Its command line overrides it."""
 
+import os
+
 from web import settings
 
 bind = f"0.0.0.0:{settings.port()}"
@@ -8,6 +10,7 @@ threads = 4
 worker_class = "gthread"  # keeps connections open; the default, sync, closes each after one answer
 keepalive = 75  # longer than the idle timeout of the usual load balancers (60 s), so that they close first
 preload_app = True  # one copy of the model for all workers; a model that can't be served ends the service at once
-worker_tmp_dir = "/dev/shm"  # heartbeats must not wait for a disk
+if os.path.isdir("/dev/shm"):
+    worker_tmp_dir = "/dev/shm"  # heartbeats must not wait for a disk
 graceful_timeout = 10
 control_socket_disable = True  # nothing here uses it, and it wants a writable home

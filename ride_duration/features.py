@@ -199,6 +199,8 @@ class Group:
         for key in reversed(keys):
             self.offsets.append((attrgetter(key.source), [cell * self.size for cell in key.cells]))
             self.size *= len(key.labels)
+        nodes = {node: index for index, node in enumerate(scale.nodes) if node}
+        self._cells = [key.cell_of_label for key in keys] + ([nodes] if nodes else [])
         self._arrays = [(get, np.array(cells)) for get, cells in self.offsets]
 
     def of_ride(self, inputs: Inputs) -> Iterator[tuple[int, float]]:
@@ -229,14 +231,11 @@ class Group:
 
     def index(self, suffix: str) -> int | None:
         """The index of what follows `=` in a token (a whole float is the integer it means), None when no ride has it."""
-        choices = [key.cell_of_label for key in self.keys]
-        if self.scale.nodes != ("",):
-            choices.append({node: index for index, node in enumerate(self.scale.nodes)})
         labels = suffix.split("_") if suffix else []
-        if len(labels) != len(choices):
+        if len(labels) != len(self._cells):
             return None
         index = 0
-        for label, cells in zip(labels, choices, strict=True):
+        for label, cells in zip(labels, self._cells, strict=True):
             cell = cells.get(label, cells.get(label.removesuffix(".0")))
             if cell is None:
                 return None

@@ -72,19 +72,21 @@ class LinearModel:
         values = np.array([intercept, *coefficients.values()], np.float64)
         if not np.isfinite(values).all():
             raise ModelError("it has coefficients that are not finite numbers")
-        tables: dict[str, NDArray[np.float64]] = {}
+        found: dict[str, dict[int, float]] = {}
         for token, value in coefficients.items():
             name, equals, suffix = token.partition("=")
             group = GROUP.get(name)
             index = group.index(suffix) if group and bool(equals) == bool(suffix) else None
             if group and index is not None:
-                tables.setdefault(name, np.zeros(group.size))[index] = value
+                if index in found.setdefault(name, {}):
+                    raise ModelError(f"its feature {token[:60]!r} is there in two spellings")
+                found[name][index] = value
             elif not (group and group.zones_only and suffix):
                 raise ModelError(
                     f"it was trained with the feature {token[:60]!r}, which no ride can produce: "
                     "its part of every prediction would be missing (zones are features when they are strings in training)"
                 )
-        for name in {token.partition("=")[0] for token in coefficients} - tables.keys():
+        for name in {token.partition("=")[0] for token in coefficients} - found.keys():
             raise ModelError(
                 f"none of its values of {name!r} is one that a ride can have; zones are spelled like 130 or 130_205"
             )
@@ -94,10 +96,12 @@ class LinearModel:
         self.sha256 = sha256
         self.version = metadata.version if metadata else f"sha256:{sha256[:12]}"
         self.coefficients = len(coefficients)
-        self.groups = [group for group in GROUPS if group.name in tables]
-        self.needs_distance = "trip_distance" in tables
+        self.groups = [group for group in GROUPS if group.name in found]
+        self.needs_distance = "trip_distance" in found
         """Whether a ride of unknown distance can't be scored: the course's `trip_distance` has no value for it."""
-        self._tables = [tables[group.name] for group in self.groups]
+        self._tables = [np.zeros(group.size) for group in self.groups]
+        for group, table in zip(self.groups, self._tables, strict=True):
+            table[list(found[group.name])] = list(found[group.name].values())
         # memoryviews give Python floats, twice as fast as arrays give numpy's; groups of one scale share its values
         by_scale: dict[Any, list[Any]] = {}
         for group, table in zip(self.groups, self._tables, strict=True):

@@ -23,6 +23,7 @@ TLC_URL = "https://d37ci6vzurychx.cloudfront.net/trip-data"
 PREFIXES = {"green": "lpep", "yellow": "tpep"}
 
 _ATTEMPTS = 5
+FIRST_WAIT = 0.5  # seconds before the second attempt; each later wait is twice as long
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 
 
@@ -134,7 +135,7 @@ def _fetch(url: str, path: Path) -> None:
                 raise OSError(f"gave up after {_ATTEMPTS} attempts: {error}") from None
             if isinstance(error, pa.ArrowInvalid):
                 part.unlink()
-            time.sleep(0.2 * 2**attempt)
+            time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
 
 
 def read_trips(path: Path) -> tuple[Trips, Counter[str]]:

@@ -1,0 +1,145 @@
+"""What the tests share: made-up records, a model fitted on them, and the service as a real process."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+from hypothesis import settings
+from hypothesis import strategies as st
+
+import train
+from ride_duration.records import PREFIXES, Trips, read_trips
+from ride_duration.ride import Ride
+
+PROJECT = Path(__file__).parent
+
+settings.register_profile("project", deadline=None, print_blob=True)
+settings.load_profile("project")
+
+
+def make_records(
+    path: Path, month: str = "2021-01", taxi: str = "green", rows: int = 4000, seed: int = 1, **columns: Any
+) -> Path:
+    """A Parquet file like TLC's: most trips between a dozen zones, some with the errors that real files have."""
+    random = np.random.default_rng(seed)
+    zones = np.array([41, 42, 43, 74, 75, 95, 129, 130, 166, 181, 205, 236, 264, 265])
+    pickup = np.datetime64(month) + random.integers(0, 28 * 86_400, rows).astype("timedelta64[s]")
+    miles = np.round(random.gamma(2, 1.6, rows) + 0.3, 2)
+    minutes = 4 + 3.5 * miles + 4 * (pickup.astype("datetime64[h]").astype(int) % 24 > 15) + random.gamma(2, 1.5, rows)
+    miles[::40] = 0
+    miles[7::400] = 5000  # a meter error
+    minutes[::50] = 1400  # a meter left running
+    pickup[3::1000] -= np.timedelta64(400, "D")
+    prefix = PREFIXES[taxi]
+    table = {
+        f"{prefix}_pickup_datetime": pickup.astype("datetime64[us]"),
+        f"{prefix}_dropoff_datetime": (pickup + (minutes * 60).astype("timedelta64[s]")).astype("datetime64[us]"),
+        "PULocationID": random.choice(zones, rows),
+        "DOLocationID": random.choice(zones, rows),
+        "trip_distance": miles,
+        "fare_amount": np.round(2.5 + 2.5 * miles, 2),
+    }
+    pq.write_table(pa.table({name: column for name, column in (table | columns).items() if column is not None}), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two months of green taxis."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, month in enumerate(("2021-01", "2021-02")):
+        make_records(folder / f"green_tripdata_{month}.parquet", month, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trips(records: Path) -> Trips:
+    january = read_trips(records / "green_tripdata_2021-01.parquet")[0]
+    return january.part(train.in_range(january))
+
+
+@pytest.fixture(scope="session")
+def estimator(trips: Trips) -> train.Estimator:
+    """The product's own kind of model, fitted here."""
+    return train.fit(trips.rides, trips.duration)
+
+
+zones = st.integers(1, 265)
+miles = st.none() | st.just(0.0) | st.floats(0, 200)
+times = st.none() | st.datetimes(min_value=datetime(2009, 1, 1), max_value=datetime(2100, 12, 31, 23, 59))
+
+
+def make_ride(pickup: Any, dropoff: Any, distance: Any, time: Any) -> Ride:
+    return Ride(PULocationID=pickup, DOLocationID=dropoff, trip_distance=distance, pickup_datetime=time)
+
+
+rides = st.builds(make_ride, zones, zones, miles, times)
+"""Any ride that the contract takes."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(command: list[str], url: str, cwd: Path = PROJECT, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A service process, from when `url` answers 200."""
+    with subprocess.Popen(
+        command, cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            end = time.monotonic() + 30
+            while True:
+                try:
+                    if requests.get(url, timeout=5).ok:
+                        break
+                except requests.RequestException:
+                    pass
+                assert process.poll() is None, process.communicate()[0]
+                assert time.monotonic() < end, "the service did not answer within 30 s"
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., Any]:
+    """Start the service as users do: `with serve(MODEL=…) as (url, process)`."""
+
+    @contextmanager
+    def start(cwd: Path = PROJECT, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "gunicorn", "predict:app"]
+        with running(command, f"{url}/readyz", cwd, **{"PORT": str(port), "WEB_CONCURRENCY": "2"} | environment) as process:
+            yield url, process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def service(serve: Callable[..., Any]) -> Iterator[str]:
+    """The address of a running service with the shipped model."""
+    with serve() as (url, _):
+        yield url

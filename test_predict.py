@@ -1,0 +1,352 @@
+"""The web service: its contract on Flask's test client, and what only a real process shows."""
+
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+import predict
+import train
+from conftest import PROJECT, free_port, make_ride, running
+from ride_duration.model_file import load_model, parse_model
+from ride_duration.records import Trips
+from web.settings import available_cpus
+
+RIDE: dict[str, Any] = {"PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66}
+MODEL = load_model(PROJECT / "model.bin")
+
+
+@pytest.fixture
+def app() -> Flask:
+    return predict.create_app(MODEL)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def problem(answer: Any, status: int) -> dict[str, Any]:
+    """The problem in an answer, in the one shape that all have."""
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    body: dict[str, Any] = json.loads(answer.data)
+    assert body["type"].startswith("urn:ride-duration:problem:")
+    assert body["status"] == status
+    assert body["title"]
+    assert body["detail"]
+    assert set(body) == {"type", "title", "status", "detail"} | ({"errors"} if status == 422 else set())
+    return body
+
+
+def test_a_ride_is_answered_with_its_duration_and_the_models_version(client: FlaskClient) -> None:
+    answer = client.post("/predict", json=RIDE)
+    assert answer.status_code == 200
+    assert answer.json == {"duration": MODEL.predict(make_ride(130, 205, 3.66, None)), "model_version": MODEL.version}
+
+
+def test_an_array_is_answered_in_its_order(client: FlaskClient) -> None:
+    many = [RIDE | {"trip_distance": miles} for miles in (9, None, 1)]
+    answer = client.post("/predict", json=many)
+    one_by_one = [client.post("/predict", json=ride).json for ride in many]
+    assert answer.json
+    assert answer.json.keys() == {"durations", "model_version"}
+    assert answer.json["durations"] == pytest.approx([body["duration"] for body in one_by_one if body], abs=1e-9)
+
+
+def test_the_time_of_day_matters(client: FlaskClient) -> None:
+    night, evening = (
+        client.post("/predict", json=RIDE | {"pickup_datetime": f"2021-02-01T{t}"}).json for t in ("04:00", "17:00")
+    )
+    assert night
+    assert evening
+    assert night["duration"] < evening["duration"]
+
+
+@pytest.mark.parametrize("ride_id", ["r-1", 156])
+def test_a_ride_id_is_echoed(client: FlaskClient, ride_id: str | int) -> None:
+    answer = client.post("/predict", json=RIDE | {"ride_id": ride_id})
+    assert answer.json
+    assert answer.json["ride_id"] == ride_id
+
+
+def test_an_unknown_zone_is_a_422_that_names_the_field(client: FlaskClient) -> None:
+    body = problem(client.post("/predict", json=RIDE | {"PULocationID": 9999}), 422)
+    assert body["errors"] == [
+        {"field": "PULocationID", "detail": "must be an integer from 1 to 265, the pickup's TLC taxi zone; got 9999"}
+    ]
+
+
+def test_an_array_with_one_bad_ride_is_refused_whole_and_names_its_index(client: FlaskClient) -> None:
+    body = problem(client.post("/predict", json=[RIDE, RIDE | {"trip_distance": -100}]), 422)
+    assert [(error["field"], error["index"]) for error in body["errors"]] == [("trip_distance", 1)]
+
+
+@pytest.mark.parametrize("count", [0, 10_001])
+def test_an_array_may_hold_1_to_10000_rides(client: FlaskClient, count: int) -> None:
+    assert "1 to 10,000" in problem(client.post("/predict", json=[RIDE] * count), 422)["detail"]
+
+
+def test_an_array_of_10000_rides_is_answered(client: FlaskClient) -> None:
+    answer = client.post("/predict", json=[RIDE] * 10_000)
+    assert answer.json
+    assert len(answer.json["durations"]) == 10_000
+
+
+@pytest.mark.parametrize("query", ["interval=true", "explain=true", "intervall=true", "x"])
+@pytest.mark.parametrize("route", ["/predict", "/model"])
+def test_an_unknown_query_parameter_is_a_422(client: FlaskClient, route: str, query: str) -> None:
+    method = client.post if route == "/predict" else client.get
+    body = problem(method(f"{route}?{query}", **({"json": RIDE} if route == "/predict" else {})), 422)
+    assert body["errors"][0]["field"] == query.partition("=")[0]
+
+
+@pytest.mark.parametrize("body", [b"", b"ride", b"{", b'{"trip_distance": NaN}', b"[" * 100_000])
+def test_what_is_not_json_is_a_400(client: FlaskClient, body: bytes) -> None:
+    answer = client.post("/predict", data=body, content_type="application/json")
+    assert '{"PULocationID":130' in problem(answer, 400)["detail"]
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
+def test_another_content_type_is_a_415(client: FlaskClient, content_type: str | None) -> None:
+    problem(client.post("/predict", data=json.dumps(RIDE), content_type=content_type), 415)
+
+
+def test_a_charset_beside_the_content_type_is_taken(client: FlaskClient) -> None:
+    assert client.post("/predict", data=json.dumps(RIDE), content_type="application/json; charset=utf-8").status_code == 200
+
+
+def test_a_content_encoding_is_a_415(client: FlaskClient) -> None:
+    problem(client.post("/predict", json=RIDE, headers={"Content-Encoding": "gzip"}), 415)
+
+
+def test_a_body_over_two_mebibytes_is_a_413(client: FlaskClient) -> None:
+    problem(client.post("/predict", data=b" " * (2 * 2**20 + 1), content_type="application/json"), 413)
+    body = json.dumps(RIDE).encode().rjust(2 * 2**20)
+    assert client.post("/predict", data=body, content_type="application/json").status_code == 200
+
+
+def test_an_unknown_route_is_a_404_that_names_the_routes(client: FlaskClient) -> None:
+    assert "/predict" in problem(client.get("/predictions"), 404)["detail"]
+
+
+def test_another_method_is_a_405_with_allow(client: FlaskClient) -> None:
+    answer = client.get("/predict")
+    problem(answer, 405)
+    assert "POST" in answer.headers["Allow"]
+
+
+def test_a_failure_of_ours_is_a_500_without_a_trace_and_the_log_has_it(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ride_duration"), "propagate", True)
+    monkeypatch.setattr(predict, "decode_rides", lambda body: 1 / 0)
+    answer = client.post("/predict", json=RIDE)
+    assert "ZeroDivisionError" not in answer.text
+    problem(answer, 500)
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("came", "taken"), [("abc-1_2.3", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("é", False), ("", False)]
+)
+def test_a_request_id_is_taken_when_it_is_one_and_made_when_not(client: FlaskClient, came: str, taken: bool) -> None:
+    echoed = client.get("/healthz", headers={"X-Request-ID": came}).headers["X-Request-ID"]
+    assert (echoed == came) is taken
+    assert 1 <= len(echoed) <= 64
+
+
+def test_the_model_describes_itself(client: FlaskClient) -> None:
+    body = client.get("/model").json
+    assert body
+    assert body["version"] == MODEL.version
+    assert body["target"] == "duration"
+    assert body["trained_on"] == ["2021-01", "2021-02"]
+    assert body["metrics"]["model"]["rmse"] < body["metrics"]["course"]["rmse"]
+    assert body["coefficients"] == MODEL.coefficients
+    assert len(body["sha256"]) == 64
+    assert body["refused"] is None
+    assert set(body) >= {"tested_on", "rows", "libraries", "loaded_at", "metrics_trained_on"}
+
+
+def test_health_and_readiness(client: FlaskClient) -> None:
+    assert client.get("/healthz").json == {"status": "alive"}
+    assert client.get("/readyz").json == {"status": "ready", "model_version": MODEL.version}
+
+
+def test_a_model_that_can_not_answer_is_not_ready() -> None:
+    class Broken:
+        version = "broken"
+
+        def predict(self, ride: object) -> float:
+            raise ArithmeticError("no answer")
+
+    assert "no answer" in problem(predict.create_app(Broken()).test_client().get("/readyz"), 503)["detail"]  # type: ignore[arg-type]
+
+
+def test_a_course_model_is_served_with_its_digest_for_a_version_and_refuses_an_unknown_distance(trips: Trips) -> None:
+    model = parse_model(pickle.dumps(train.fit_course(train.as_recorded(trips), trips.duration)), "duration")
+    client = predict.create_app(model).test_client()
+    answer = client.post("/predict", json=RIDE).json
+    assert answer
+    assert answer["model_version"] == f"sha256:{model.sha256[:12]}"
+    assert "no answer" in problem(client.post("/predict", json=RIDE | {"trip_distance": None}), 422)["detail"]
+    errors = problem(client.post("/predict", json=[RIDE, RIDE | {"trip_distance": None}]), 422)["errors"]
+    assert [error["index"] for error in errors] == [1]
+    described = client.get("/model").json
+    assert described
+    assert described["trained_on"] is None
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+    )
+)
+def test_any_json_is_answered_with_a_duration_or_a_reason(value: Any) -> None:
+    answer = predict.create_app(MODEL).test_client().post("/predict", data=json.dumps(value), content_type="application/json")
+    assert answer.status_code in (400, 422)
+    problem(answer, answer.status_code)
+
+
+# what only a real process shows
+
+
+def exchange(url: str, *parts: bytes) -> bytes:
+    """Send raw bytes and read the answer until the service closes the connection or stops sending."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        for part in parts:
+            connection.sendall(part)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := connection.recv(65_536):
+            received += chunk
+        return received
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def test_gunicorn_serves_as_configured_and_keeps_connections_open(service: str) -> None:
+    with requests.Session() as session:
+        for _ in range(3):
+            answer = session.post(f"{service}/predict", json=RIDE)
+            assert answer.json()["duration"] == MODEL.predict(make_ride(130, 205, 3.66, None))
+            assert answer.headers["Connection"] == "keep-alive"
+
+
+def test_a_chunked_body_is_read_and_one_too_large_is_a_413(service: str) -> None:
+    body = json.dumps(RIDE).encode()
+    assert requests.post(f"{service}/predict", data=iter([body[:9], body[9:]]), headers={"Content-Type": "application/json"}).ok
+    chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
+    answer = exchange(service, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 33, b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 "), answer[:200]
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"zz\r\n{}\r\n0\r\n\r\n"),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"2\r\n{}"),
+        (b"Content-Length: 100\r\n\r\n", b'{"PULocationID"'),
+        (b"Content-Length: 0\r\n\r\n", b""),
+        (b"\r\n", b""),
+    ],
+    ids=["bad chunk size", "chunks cut short", "body cut short", "empty", "no length"],
+)
+def test_a_body_that_does_not_arrive_is_a_400(service: str, head: bytes, body: bytes) -> None:
+    answer = exchange(service, HEAD + head + body)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer[:300]
+    assert b"application/problem+json" in answer
+
+
+def test_sigterm_ends_the_service_with_exit_code_0(serve: Callable[..., Any]) -> None:
+    with serve() as (url, process):
+        assert requests.post(f"{url}/predict", json=RIDE).ok
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=15)
+        assert process.returncode == 0
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    (line,) = [line for line in lines if line["route"] == "/predict"]
+    assert line["status"] == 200
+    assert line["rides"] == 1
+    assert line["model_version"] == MODEL.version
+    assert {"time", "request_id", "method", "milliseconds"} <= set(line)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"MODEL": "missing.bin"}, "there is no such file"),
+        ({"MODEL": "Makefile"}, "it is refused"),
+        ({"PORT": "http"}, "PORT must be a whole number from 1 to 65,535; got 'http'"),
+        ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY must be"),
+    ],
+)
+def test_a_service_that_can_not_start_ends_with_a_sentence(environment: dict[str, str], reason: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "predict:app"],
+        cwd=PROJECT,
+        env=os.environ | {"PORT": str(free_port())} | environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert run.returncode == 1
+    assert reason in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_the_development_server_is_on_loopback_without_a_debugger() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running([sys.executable, "predict.py"], f"{url}/readyz", PORT=str(port)):
+        assert requests.post(f"{url}/predict", json=RIDE).ok
+        assert requests.get(f"{url}/console").status_code == 404
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.2", port), timeout=5)  # another address of this machine
+
+
+def test_serving_imports_no_training_library() -> None:
+    heavy = ["sklearn", "scipy", "pandas", "pyarrow", "requests", "tqdm"]
+    code = f"import predict, sys; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [({"cpu.max": "150000 100000\n"}, 1), ({"cpu.max": "max 100000\n"}, None), ({"cpu.max": "10000 100000\n"}, 1), ({}, None)],
+)
+def test_workers_follow_the_containers_quota(tmp_path: Path, files: dict[str, str], cpus: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert available_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
+
+
+def test_a_request_is_answered_while_the_service_is_asked_to_end(serve: Callable[..., Any]) -> None:
+    with serve() as (url, process), requests.Session() as session:
+        assert session.post(f"{url}/predict", json=RIDE).ok
+        process.send_signal(signal.SIGTERM)
+        assert session.post(f"{url}/predict", json=RIDE).ok
+        end = time.monotonic() + 15
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert process.returncode == 0
