@@ -124,7 +124,7 @@ def _fetch(url: str, path: Path) -> None:
                     part.open("ab" if resumed else "wb") as file,
                     tqdm(total=size or None, initial=done if resumed else 0, unit="B", unit_scale=True, desc=path.name) as bar,
                 ):
-                    for chunk in answer.iter_content(2**18):
+                    for chunk in answer.iter_content(2**14):
                         bar.update(file.write(chunk))
             pq.ParquetFile(part).close()  # a file cut short has no footer
             part.replace(path)

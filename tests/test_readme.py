@@ -1,0 +1,139 @@
+"""Every command in the README runs as written, but for those under a comment that says what they need."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from conftest import PROJECT, free_port, running
+
+README = (PROJECT / "README.md").read_text()
+BLOCKS = re.findall(r"(<!-- needs [^>\n]+ -->\n)?```(bash|python)\n(.*?)```", README, re.DOTALL)
+
+SERVES = re.compile(r"make serve$")
+"""Commands that don't end: here they must answer."""
+
+NOT_AGAIN = re.compile(r"make test$")
+"""This is that command."""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, records: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A copy of the project as it would be cloned, with a service on a port of its own, and TLC's site on loopback."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (PROJECT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, folder / name)
+    (folder / ".venv").symlink_to(sys.prefix, target_is_directory=True)
+    port = str(free_port())
+
+    class Published(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(records))
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Published) as tlc:
+        Thread(target=tlc.serve_forever, daemon=True).start()
+        environment = os.environ | {"PORT": port, "TLC_URL": f"http://127.0.0.1:{tlc.server_port}"}
+        yield folder, environment
+        tlc.shutdown()
+
+
+def as_here(text: str, environment: dict[str, str]) -> str:
+    return text.replace("9696", environment["PORT"])
+
+
+def test_every_command_runs_as_written(clone: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = clone
+    outputs = []
+    ready = f"http://127.0.0.1:{environment['PORT']}/readyz"
+    with running(["make", "serve"], ready, folder, **environment):
+        for needs, language, block in BLOCKS:
+            if needs:
+                continue
+            for command in [block] if language == "python" else block.splitlines():
+                if SERVES.search(command) or NOT_AGAIN.search(command):
+                    continue
+                argv = (
+                    [sys.executable, "-c", as_here(command, environment)]
+                    if language == "python"
+                    else ["bash", "-ec", as_here(command, environment)]
+                )
+                run = subprocess.run(
+                    argv, cwd=folder, env=environment | {"PYTHONPATH": str(folder), "RIDE_DURATION_URL": ready.removesuffix("/readyz")},
+                    capture_output=True, text=True, timeout=120, check=False,
+                )  # fmt: skip
+                assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
+                outputs.append(run.stdout)
+    assert '"field":"PULocationID"' in "".join(outputs)
+    assert "durations" in "".join(outputs)
+    assert (folder / "durations.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    "command", sorted({line for _, _, block in BLOCKS for line in block.splitlines() if SERVES.search(line)})
+)
+def test_a_command_that_serves_answers(clone: tuple[Path, dict[str, str]], command: str) -> None:
+    folder, environment = clone
+    with running(
+        ["bash", "-ec", f"exec {command}" if "=" not in command else command],
+        f"http://127.0.0.1:{environment['PORT']}/readyz",
+        folder,
+        **environment,
+    ):
+        pass
+
+
+def test_what_is_not_run_is_what_needs_an_engine() -> None:
+    assert {needs.strip() for needs, _, _ in BLOCKS if needs} == {"<!-- needs a Docker engine -->"}
+    assert all("docker" in line for needs, _, block in BLOCKS if needs for line in block.splitlines())
+
+
+def test_the_answer_shown_is_the_answer(service: str) -> None:
+    command = re.search(r"```bash\n(curl .*)\n```\n\n```json\n(.*)\n", README)
+    assert command
+    run = subprocess.run(
+        ["bash", "-ec", command[1].replace("http://localhost:9696", service)], capture_output=True, text=True, check=True
+    )
+    shown, came = json.loads(command[2]), json.loads(run.stdout)
+    assert shown["model_version"] == came["model_version"]
+    assert shown["duration"] == pytest.approx(came["duration"], abs=1e-9)
+
+
+def test_the_figures_shown_are_the_shipped_models(serve: Callable[..., Any]) -> None:
+    from ride_duration.model_file import load_model
+
+    metadata = load_model(PROJECT / "model.bin").metadata
+    assert metadata
+    for name, row in metadata.metrics.items():
+        if "any duration" not in name:
+            assert f"{name:36}" + "".join(f"{value:9.2f}" for value in row.values()) in README
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    sources = "".join(path.read_text() for path in PROJECT.glob("*.py")) + "".join(
+        path.read_text() for path in PROJECT.glob("web/*.py")
+    )
+    named = set(re.findall(r'(?:environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))
+    assert named >= {"MODEL", "PORT", "WEB_CONCURRENCY", "TLC_URL"}
+    listed = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
+    assert named == listed
