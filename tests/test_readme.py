@@ -53,7 +53,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory, records: Path) -> Iterator[t
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Published) as tlc:
         Thread(target=tlc.serve_forever, daemon=True).start()
-        environment = os.environ | {"PORT": port, "TLC_URL": f"http://127.0.0.1:{tlc.server_port}"}
+        environment = os.environ | {
+            "PORT": port,
+            "PYTHONPATH": str(folder),
+            "RIDE_DURATION_URL": f"http://127.0.0.1:{port}",
+            "TLC_URL": f"http://127.0.0.1:{tlc.server_port}",
+        }
         yield folder, environment
         tlc.shutdown()
 
@@ -73,15 +78,15 @@ def test_every_command_runs_as_written(clone: tuple[Path, dict[str, str]]) -> No
             for command in [block] if language == "python" else block.splitlines():
                 if SERVES.search(command) or NOT_AGAIN.search(command):
                     continue
-                argv = (
-                    [sys.executable, "-c", as_here(command, environment)]
-                    if language == "python"
-                    else ["bash", "-ec", as_here(command, environment)]
-                )
+                program = [sys.executable, "-c"] if language == "python" else ["bash", "-ec"]
                 run = subprocess.run(
-                    argv, cwd=folder, env=environment | {"PYTHONPATH": str(folder), "RIDE_DURATION_URL": ready.removesuffix("/readyz")},
-                    capture_output=True, text=True, timeout=120, check=False,
-                )  # fmt: skip
+                    [*program, as_here(command, environment)],
+                    cwd=folder,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                )
                 assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
                 outputs.append(run.stdout)
     assert '"field":"PULocationID"' in "".join(outputs)
