@@ -12,7 +12,7 @@ import msgspec
 from flask import Flask, Response, g, request
 from msgspec import UNSET
 
-from ride_duration.features import Columns
+from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import load_model
 from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides

@@ -30,7 +30,8 @@ except ModuleNotFoundError as error:
 import msgspec
 from numpy.typing import NDArray
 
-from ride_duration.features import GROUP, MAX_SCORED_MILES, UNKNOWN_HOUR, Columns, Group, inputs_of_columns
+from ride_duration.features import GROUP, Group
+from ride_duration.inputs import MAX_SCORED_MILES, UNKNOWN_HOUR, Columns, inputs_of_columns
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model, parse_model
 from ride_duration.ride import check_ride

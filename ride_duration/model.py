@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ride_duration.features import GROUP, GROUPS, Columns, inputs_of_columns, inputs_of_ride
+from ride_duration.features import GROUP, GROUPS
+from ride_duration.inputs import Columns, inputs_of_columns, inputs_of_ride
 from ride_duration.ride import MAX_ERRORS, FieldError, InvalidRide, Ride
 
 Target = Literal["duration", "fare", "tip"]

@@ -15,7 +15,7 @@ import requests
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ride_duration.features import Columns, hours_of_week
+from ride_duration.inputs import Columns, hours_of_week
 from ride_duration.ride import MAX_MILES
 from ride_duration.zones import FIRST_ZONE, LAST_ZONE
 

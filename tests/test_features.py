@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from conftest import rides
 from ride_duration import zones
-from ride_duration.features import GROUP, GROUPS, Columns, Group, features, hours_of_week, inputs_of_columns, inputs_of_ride
+from ride_duration.features import GROUP, GROUPS, Group, features
+from ride_duration.inputs import Columns, hours_of_week, inputs_of_columns, inputs_of_ride
 from ride_duration.ride import Ride
 
 

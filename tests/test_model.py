@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 import train
 from conftest import make_ride, miles, rides
 from conftest import zones as any_zone
-from ride_duration.features import Columns, features
+from ride_duration.features import features
+from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model, parse_model
 from ride_duration.records import Trips
