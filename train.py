@@ -30,25 +30,12 @@ except ModuleNotFoundError as error:
 import msgspec
 from numpy.typing import NDArray
 
-from ride_duration.features import GROUP, Group
+from ride_duration.features import GROUP, MODEL_GROUPS, Group
 from ride_duration.inputs import MAX_SCORED_MILES, UNKNOWN_HOUR, Columns, inputs_of_columns
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model, parse_model
 from ride_duration.ride import check_ride
 
-GROUPS = [
-    GROUP[name]
-    for name in (
-        "PU_DO",
-        "PULocationID",
-        "DOLocationID",
-        "distance_unknown",
-        "miles_over",
-        "hour",
-        "hour_of_week",
-        "hour_of_week_log_miles",
-    )
-]
 COURSE_GROUPS = [GROUP["PU_DO"], GROUP["trip_distance"]]
 
 MINUTES = (1.0, 60.0)
@@ -57,7 +44,7 @@ MINUTES = (1.0, 60.0)
 # Chosen on 2021-01 → 2021-02. Flat around these values: half or twice of any moves RMSE by less than 0.01 minutes.
 ALPHA = 9.0
 TIMELESS_WEIGHT = 0.1
-FEWEST_ROWS = 3
+FEWEST_ROWS = 7
 
 GOLDEN_RIDES = 24
 
@@ -92,9 +79,9 @@ def fit(rides: Columns, durations: Durations) -> Estimator:
     """
     meter_errors = rides.trip_distance > MAX_SCORED_MILES
     rides = rides._replace(trip_distance=np.where(meter_errors, np.nan, rides.trip_distance))
-    x = sp.vstack([design(rides, GROUPS), design(without_time(rides), GROUPS)], format="csc")
-    vectorizer, order = vectorize(x, GROUPS, FEWEST_ROWS)
-    weights = np.concatenate([np.full(group.size, group.weight) for group in GROUPS])[order]
+    x = sp.vstack([design(rides, MODEL_GROUPS), design(without_time(rides), MODEL_GROUPS)], format="csc")
+    vectorizer, order = vectorize(x, MODEL_GROUPS, FEWEST_ROWS)
+    weights = np.concatenate([np.full(group.size, group.weight) for group in MODEL_GROUPS])[order]
     ridge = Ridge(alpha=ALPHA, solver="sparse_cg", tol=1e-4)
     ridge.fit(
         x[:, order] @ sp.diags(weights),

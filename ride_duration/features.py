@@ -5,9 +5,10 @@ hinge, a share between two nodes). A `Group` is all features of one kind, `GROUP
 dict that scikit-learn's DictVectorizer takes (`features`), the scoring of one ride and of columns (`model.LinearModel`) and
 the training matrix (`train.py`), so that they can't differ.
 
-To add a group, add a line to `GROUPS`, train, and read the error that `train.py` prints.
+To add a group, add a line to `MODEL_GROUPS`, train, and read the error that `train.py` prints.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from ride_duration.inputs import UNKNOWN_HOUR, Inputs, inputs_of_ride
 from ride_duration.ride import Ride
-from ride_duration.zones import LAST_ZONE
+from ride_duration.zones import LAST_ZONE, map_cells
 
 
 class Key:
@@ -74,21 +75,66 @@ class Hinges(Scale):
             yield index, np.maximum(x - node, 0)
 
 
+class Hats(Scale):
+    """1 at one node and 0 at all others; between two nodes, a share of each; times another field, or 1.
+
+    So crossed with a key, every cell has a curve of its own that is straight between nodes and level beyond the last, and a
+    prediction has no step in it.
+    """
+
+    def __init__(self, source: str, nodes: Sequence[float], times: str | None = None) -> None:
+        self._get, self._nodes, self._array = attrgetter(source), nodes, np.array(nodes)
+        self._times = attrgetter(times) if times else lambda _: 1.0
+        self.nodes = [f"{node:g}" for node in nodes]
+
+    def of_ride(self, inputs: Inputs) -> Sequence[tuple[int, float]]:
+        x, factor = self._get(inputs), self._times(inputs)
+        if x <= self._nodes[0]:
+            return ((0, factor),)
+        above = bisect_right(self._nodes, x)
+        if above == len(self._nodes):
+            return ((above - 1, factor),)
+        low, high = self._nodes[above - 1], self._nodes[above]
+        share = (x - low) / (high - low)
+        return ((above - 1, (1 - share) * factor), (above, share * factor))
+
+    def of_columns(self, inputs: Inputs) -> Iterator[tuple[Any, ArrayLike]]:
+        x, factor = self._get(inputs), self._times(inputs)
+        below = np.clip(np.searchsorted(self._array, x, side="right") - 1, 0, len(self._nodes) - 2)
+        low = self._array[below]
+        share = np.clip((x - low) / (self._array[below + 1] - low), 0, 1)
+        yield below, (1 - share) * factor
+        yield below + 1, share * factor
+
+
 # where a ride is in its week
 _HOURS = [str(hour % 24) for hour in range(UNKNOWN_HOUR)]
+_DAYTIMES = [0, 0, 0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 5, 6, 6, 7, 7, 7, 8, 8, 8, 8]
 _DAYS = ["weekend" if hour >= 5 * 24 else "weekday" for hour in range(UNKNOWN_HOUR)]
 
 PICKUP = Key("PULocationID", [str(zone) for zone in range(LAST_ZONE + 1)])
 DROPOFF = Key("DOLocationID", PICKUP.labels)
-HOUR = Key("hour_of_week", [*_HOURS, "?"])
-HOUR_OF_DAY_TYPE = Key("hour_of_week", [*(f"{day}:{hour}" for day, hour in zip(_DAYS, _HOURS, strict=True)), "?"])
+HOUR = Key("hour_of_week", [*(f"{day}:{hour}" for day, hour in zip(_DAYS, _HOURS, strict=True)), "?"])
+DAYTIME = Key("hour_of_week", [*(f"{day}:{_DAYTIMES[int(hour)]}" for day, hour in zip(_DAYS, _HOURS, strict=True)), "?"])
 HOUR_OF_WEEK = Key("hour_of_week", [*map(str, range(UNKNOWN_HOUR)), "?"])
+
+
+def _cells(width: float, shift: float = 0.0) -> tuple[Key, Key]:
+    """The cells of pickup and drop-off on a map of squares so many miles wide, see `zones.map_cells`."""
+    cells = map_cells(width, shift)
+    return Key("PULocationID", cells), Key("DOLocationID", cells)
+
+
+CELLS_3, CELLS_3B, CELLS_4, CELLS_4B, CELLS_6 = _cells(3), _cells(3, 0.5), _cells(4), _cells(4, 0.5), _cells(6)
 
 ONE = Scale()
 RAW_MILES = Amount("trip_distance")
 LOG_MILES = Amount("log_miles")
 DISTANCE_UNKNOWN = Amount("distance_unknown")
 HINGES = Hinges("miles", (0, 0.5, 1, 2, 3, 5, 8, 12, 20))
+MILES_6 = Hats("miles", (0, 1, 2.5, 5, 10, 20))
+MILES_16 = Hats("miles", (0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30))
+DETOUR_LOG_MILES = Hats("detour", (1, 1.15, 1.3, 1.5, 1.8, 2.5, 4), times="log_miles")
 
 
 class Group:
@@ -103,25 +149,36 @@ class Group:
     def __init__(self, name: str, keys: Sequence[Key] = (), scale: Scale = ONE, weight: float = 1.0) -> None:
         self.name, self.keys, self.scale, self.weight = name, keys, scale, weight
         self.size = len(scale.nodes)
-        self.offsets: list[tuple[Callable[[Inputs], Any], list[int]]] = []
+        self._offsets: list[tuple[Callable[[Inputs], Any], list[int]]] = []
         for key in reversed(keys):
-            self.offsets.append((attrgetter(key.source), [cell * self.size for cell in key.cells]))
+            self._offsets.append((attrgetter(key.source), [cell * self.size for cell in key.cells]))
             self.size *= len(key.labels)
         nodes = {node: index for index, node in enumerate(scale.nodes) if node}
         self._cells = [key.cell_of_label for key in keys] + ([nodes] if nodes else [])
-        self._arrays = [(get, np.array(cells)) for get, cells in self.offsets]
+        self._arrays = [(get, np.array(cells)) for get, cells in self._offsets]
 
     def of_ride(self, inputs: Inputs) -> Iterator[tuple[int, float]]:
         """Index and value of each of a ride's features."""
-        first = sum(cells[get(inputs)] for get, cells in self.offsets)
+        first = self.first_of_ride(inputs)
         for node, value in self.scale.of_ride(inputs):
             yield first + node, value
 
+    def first_of_ride(self, inputs: Inputs) -> int:
+        """The index at the scale's first node: the others follow it."""
+        first = 0
+        for get, cells in self._offsets:
+            first += cells[get(inputs)]
+        return first
+
     def of_columns(self, inputs: Inputs) -> Iterator[tuple[Any, ArrayLike]]:
         """The same for columns: each index and each value a number or an array of shape (rides,)."""
-        first: Any = sum(cells[get(inputs)] for get, cells in self._arrays)
+        first = self.first_of_columns(inputs)
         for node, value in self.scale.of_columns(inputs):
             yield first + node, value
+
+    def first_of_columns(self, inputs: Inputs) -> Any:
+        """The same for columns: 0, or an array of shape (rides,)."""
+        return sum(cells[get(inputs)] for get, cells in self._arrays)
 
     @property
     def zones_only(self) -> bool:
@@ -151,22 +208,35 @@ class Group:
         return index
 
 
-GROUPS = [
-    # the names of the MLOps course, so that its models are served unchanged
+MODEL_GROUPS = [
     Group("PU_DO", (PICKUP, DROPOFF)),
     Group("PULocationID", (PICKUP,), weight=0.3),
     Group("DOLocationID", (DROPOFF,), weight=0.3),
+    Group("distance_unknown", scale=DISTANCE_UNKNOWN),
+    Group("miles_over", scale=HINGES),
+    Group("hour", (HOUR,)),
+    Group("hour_log_miles", (HOUR_OF_WEEK,), LOG_MILES),
+    Group("cells3_miles", CELLS_3, MILES_6),
+    Group("cells3b_miles", CELLS_3B, MILES_6),
+    Group("cells4b_miles", CELLS_4B, MILES_16),
+    Group("cells4_daytime", (*CELLS_4, DAYTIME), LOG_MILES, 0.3),
+    Group("cells4b_daytime", (*CELLS_4B, DAYTIME), LOG_MILES, 0.3),
+    Group("pickup3_daytime", (CELLS_3[0], DAYTIME), LOG_MILES, 0.3),
+    Group("dropoff3b_daytime", (CELLS_3B[1], DAYTIME), LOG_MILES, 0.3),
+    Group("cells6_detour", CELLS_6, DETOUR_LOG_MILES, 0.3),
+    Group("pickup_detour", (PICKUP,), DETOUR_LOG_MILES, 0.3),
+    Group("dropoff_detour", (DROPOFF,), DETOUR_LOG_MILES, 0.3),
+]
+"""What `train.py` trains on."""
+
+COURSE_GROUPS = [
     Group("PUlocationID", (PICKUP,)),
     Group("DOlocationID", (DROPOFF,)),
     Group("trip_distance", scale=RAW_MILES),
-    # ours
-    Group("distance_unknown", scale=DISTANCE_UNKNOWN),
-    Group("miles_over", scale=HINGES),
-    Group("hour", (HOUR_OF_DAY_TYPE,)),
-    Group("hour_of_week", (HOUR_OF_WEEK,)),
-    Group("hour_of_week_log_miles", (HOUR_OF_WEEK,), LOG_MILES),
 ]
+"""What else the models of the MLOps course were trained on, so that they are served unchanged."""
 
+GROUPS = MODEL_GROUPS + COURSE_GROUPS
 GROUP = {group.name: group for group in GROUPS}
 
 

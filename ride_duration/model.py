@@ -1,13 +1,13 @@
 """The linear model: an intercept and a table of coefficients, scored without scikit-learn."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ride_duration.features import GROUP, GROUPS
+from ride_duration.features import GROUP, GROUPS, Group, Scale
 from ride_duration.inputs import Columns, inputs_of_columns, inputs_of_ride
 from ride_duration.ride import MAX_ERRORS, FieldError, InvalidRide, Ride
 
@@ -100,14 +100,12 @@ class LinearModel:
         self.groups = [group for group in GROUPS if group.name in found]
         self.needs_distance = "trip_distance" in found
         """Whether a ride of unknown distance can't be scored: the course's `trip_distance` has no value for it."""
-        self._tables = [np.zeros(group.size) for group in self.groups]
-        for group, table in zip(self.groups, self._tables, strict=True):
+        # groups of one scale share its values; a memoryview gives Python floats, twice as fast as its array gives numpy's
+        self._by_scale: dict[Scale, list[tuple[Group, NDArray[np.float64], memoryview]]] = {}
+        for group in self.groups:
+            table = np.zeros(group.size)
             table[list(found[group.name])] = list(found[group.name].values())
-        # memoryviews give Python floats, twice as fast as arrays give numpy's; groups of one scale share its values
-        by_scale: dict[Any, list[Any]] = {}
-        for group, table in zip(self.groups, self._tables, strict=True):
-            by_scale.setdefault(group.scale, []).append((group.offsets, table.data))
-        self._by_scale = list(by_scale.items())
+            self._by_scale.setdefault(group.scale, []).append((group, table, table.data))
 
     def predict(self, ride: Ride) -> float:
         """The prediction for one ride: minutes, or dollars.
@@ -129,12 +127,10 @@ class LinearModel:
             raise InvalidRide([_distance_needed()])
         inputs = inputs_of_ride(ride)
         total = self.intercept
-        for scale, groups in self._by_scale:
+        for scale, groups in self._by_scale.items():
             nodes = scale.of_ride(inputs)
-            for offsets, table in groups:
-                first = 0
-                for get, cells in offsets:
-                    first += cells[get(inputs)]
+            for group, _, table in groups:
+                first = group.first_of_ride(inputs)
                 for node, value in nodes:
                     total += table[first + node] * value
         return total
@@ -159,9 +155,12 @@ class LinearModel:
         for start in range(0, len(totals), _BLOCK):
             block = slice(start, start + _BLOCK)
             inputs = inputs_of_columns(columns.part(block))
-            for group, table in zip(self.groups, self._tables, strict=True):
-                for index, value in group.of_columns(inputs):
-                    totals[block] += table[index] * value
+            for scale, groups in self._by_scale.items():
+                nodes = list(scale.of_columns(inputs))
+                for group, table, _ in groups:
+                    first = group.first_of_columns(inputs)
+                    for node, value in nodes:
+                        totals[block] += table[first + node] * value
         return totals
 
 

@@ -10,7 +10,7 @@ from sklearn.feature_extraction import DictVectorizer
 
 import train
 from conftest import make_records, make_ride
-from ride_duration.features import features
+from ride_duration.features import MODEL_GROUPS, features
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model
 from ride_duration.records import Trips
@@ -73,13 +73,13 @@ def test_the_same_records_and_options_give_the_same_bytes(records: Path, tmp_pat
 
 def test_the_vectorizer_is_what_fitting_on_every_rides_dict_would_give(trips: Trips) -> None:
     few = trips.part(slice(300))
-    x = train.design(few.rides, train.GROUPS)
-    vectorizer, order = train.vectorize(x, train.GROUPS, 1)
+    x = train.design(few.rides, MODEL_GROUPS)
+    vectorizer, order = train.vectorize(x, MODEL_GROUPS, 1)
     dicts = []
     for pickup, dropoff, miles, hour in zip(*few.rides, strict=True):
         monday = datetime(2021, 1, 4) + timedelta(hours=int(hour))
         ride = make_ride(int(pickup), int(dropoff), None if np.isnan(miles) else float(miles), monday)
-        dicts.append({name: value for name, value in features(ride, train.GROUPS).items() if value})
+        dicts.append({name: value for name, value in features(ride, MODEL_GROUPS).items() if value})
     theirs = DictVectorizer()
     expected = theirs.fit_transform(dicts)
     assert theirs.feature_names_ == vectorizer.feature_names_
@@ -126,16 +126,16 @@ def test_files_and_globs_train_as_months_do(records: Path, tmp_path: Path) -> No
 def test_the_regression_takes_the_dicts_as_they_are(estimator: train.Estimator, trips: Trips) -> None:
     """The weights of the penalty are in the coefficients, not left for the user to apply."""
     vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
-    predicted = ridge.predict(train.design(trips.rides, train.GROUPS)[:, place_of(vectorizer)])
+    predicted = ridge.predict(train.design(trips.rides, MODEL_GROUPS)[:, place_of(vectorizer)])
     rmse = float(np.sqrt(((predicted - trips.duration) ** 2).mean()))
     assert rmse < 4
 
 
 def place_of(vectorizer: DictVectorizer) -> list[int]:
-    first = np.cumsum([0, *(group.size for group in train.GROUPS)])
+    first = np.cumsum([0, *(group.size for group in MODEL_GROUPS)])
     places = []
     for token in vectorizer.feature_names_:
         name, _, suffix = token.partition("=")
-        number = next(n for n, group in enumerate(train.GROUPS) if group.name == name)
-        places.append(int(first[number]) + (train.GROUPS[number].index(suffix) or 0))
+        number = next(n for n, group in enumerate(MODEL_GROUPS) if group.name == name)
+        places.append(int(first[number]) + (MODEL_GROUPS[number].index(suffix) or 0))
     return places
