@@ -22,13 +22,13 @@ venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving 
 serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CONCURRENCY are obeyed)
 	$(BIN)/gunicorn predict:app
 
-test: $(call installed,packages train client dev-packages) ## run the tests
+test: $(call installed,packages train report client dev-packages) ## run the tests
 	$(BIN)/pytest
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)
 
-lint: $(call installed,packages train client dev-packages) ## check format, style and types
+lint: $(call installed,packages train report client dev-packages) ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .

@@ -19,9 +19,10 @@ import requests
 from hypothesis import settings
 from hypothesis import strategies as st
 
-import train
-from ride_duration.records import PREFIXES, Trips, read_trips
 from ride_duration.ride import Ride
+from training.evaluation import in_range
+from training.fit import Estimator, fit
+from training.records import PREFIXES, Trips, read_trips
 
 PROJECT = Path(__file__).parent
 
@@ -50,6 +51,8 @@ def make_records(
         "DOLocationID": random.choice(zones, rows),
         "trip_distance": miles,
         "fare_amount": np.round(2.5 + 2.5 * miles, 2),
+        "tip_amount": np.round(0.2 * miles, 2),
+        "payment_type": 1.0 + random.integers(0, 2, rows),
     }
     pq.write_table(pa.table({name: column for name, column in (table | columns).items() if column is not None}), path)
     return path
@@ -66,14 +69,14 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trips(records: Path) -> Trips:
-    january = read_trips(records / "green_tripdata_2021-01.parquet")[0]
-    return january.part(train.in_range(january))
+    january = read_trips([records / "green_tripdata_2021-01.parquet"])[0]
+    return january.part(in_range(january, "duration"))
 
 
 @pytest.fixture(scope="session")
-def estimator(trips: Trips) -> train.Estimator:
+def estimator(trips: Trips) -> Estimator:
     """The product's own kind of model, fitted here."""
-    return train.fit(trips.rides, trips.duration)
+    return fit(trips)
 
 
 zones = st.integers(1, 265)

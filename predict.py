@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 from flask import Flask, Response, g, request
 from msgspec import UNSET
 
+from ride_duration.explanation import explain
 from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import load_model
@@ -32,22 +34,35 @@ def create_app(model: LinearModel) -> Flask:
 
     @app.post("/predict")
     def predict() -> Response:
-        check_query()
+        interval, explanation = read_flags("interval", "explain")
+        if interval and not model.has_interval:
+            raise refused_parameter("interval", "can't be true: this model has no calibrated interval")
         rides = decode_rides(read_json_body(request))
-        answer: dict[str, Any]
+        answer: dict[str, Any] = {"model_version": model.version}
+        g.fields = {"model_version": model.version}
         if isinstance(rides, list):
-            answer = {"durations": model.predict_columns(Columns.of(rides)).tolist(), "model_version": model.version}
-            g.fields = {"rides": len(rides), "model_version": model.version}
+            if explanation:
+                raise refused_parameter("explain", "goes with one ride, not with an array")
+            columns = Columns.of(rides)
+            durations = model.predict_columns(columns)
+            answer["durations"] = durations.tolist()
+            if interval:
+                answer["intervals"] = np.column_stack(model.interval_columns(columns, durations)).tolist()
+            g.fields["rides"] = len(rides)
         else:
-            answer = {"duration": model.predict(rides), "model_version": model.version}
-            g.fields = {"rides": 1, "model_version": model.version}
+            answer["duration"] = model.predict(rides)
+            if interval:
+                answer["interval"] = model.interval(rides, answer["duration"])
+            if explanation:
+                answer["explanation"] = explain(model, rides)
             if rides.ride_id is not UNSET:
                 answer["ride_id"] = g.fields["ride_id"] = rides.ride_id
+            g.fields["rides"] = 1
         return as_json(answer)
 
     @app.get("/model")
     def describe_model() -> Response:
-        check_query()
+        read_flags()
         metadata = msgspec.to_builtins(model.metadata) if model.metadata else {}
         return as_json(
             {
@@ -55,7 +70,7 @@ def create_app(model: LinearModel) -> Flask:
                 "target": metadata.get("target", "duration"),
                 **{
                     name: metadata.get(name)
-                    for name in ("trained_on", "rows", "metrics", "metrics_trained_on", "tested_on", "libraries")
+                    for name in ("trained_on", "rows", "metrics", "metrics_trained_on", "tested_on", "interval", "libraries")
                 },
                 "coefficients": model.coefficients,
                 "sha256": model.sha256,
@@ -84,15 +99,21 @@ def as_json(content: object) -> Response:
     return Response(msgspec.json.encode(content), content_type="application/json")
 
 
-def check_query(allowed: tuple[str, ...] = ()) -> None:
-    """Refuse query parameters that the route does not know: a typo must not pass silently."""
-    errors = [
-        FieldError(name[:64], f"is not a query parameter of this route; {', '.join(allowed) or 'there are none'}")
-        for name in request.args
-        if name not in allowed
-    ]
-    if errors:
-        raise Problem("invalid-query", f"{errors[0].field} {errors[0].detail}.", errors)
+def read_flags(*allowed: str) -> list[bool]:
+    """The query's parameters, each true or false, false when left out; any other is refused: a typo must not pass silently."""
+    for name in request.args:
+        if name not in allowed:
+            raise refused_parameter(
+                name[:64], f"is not a query parameter of this route; {', '.join(allowed) or 'there are none'}"
+            )
+        if request.args.getlist(name) not in (["true"], ["false"]):
+            raise refused_parameter(name, f"must be true or false, once; got {', '.join(request.args.getlist(name))[:64]!r}")
+    return [request.args.get(name) == "true" for name in allowed]
+
+
+def refused_parameter(name: str, detail: str) -> Problem:
+    """A 422 for a query parameter."""
+    return Problem("invalid-query", f"{name} {detail}.", [FieldError(name, detail)])
 
 
 try:

@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import predict
-import train
 from conftest import PROJECT, free_port, make_ride, running
 from ride_duration.model_file import load_model, parse_model
-from ride_duration.records import Trips
+from training.fit import fit_course
+from training.records import Trips
 from web.settings import available_cpus
 
 RIDE: dict[str, Any] = {"PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66}
@@ -200,7 +200,7 @@ def test_a_model_that_can_not_answer_is_not_ready() -> None:
 
 
 def test_a_course_model_is_served_with_its_digest_for_a_version_and_refuses_an_unknown_distance(trips: Trips) -> None:
-    model = parse_model(pickle.dumps(train.fit_course(train.as_recorded(trips), trips.duration)), "duration")
+    model = parse_model(pickle.dumps(fit_course(trips)), "duration")
     client = predict.create_app(model).test_client()
     answer = client.post("/predict", json=RIDE).json
     assert answer

@@ -32,45 +32,39 @@ class Key:
 
 
 class Scale:
-    """A feature's value, by default 1; `nodes` are the labels of the features that it makes (one without a label here)."""
+    """A feature's value, by default 1; `nodes` are the labels of the features that it makes (one without a label here).
+
+    `amount` is what the scale's whole part of a prediction is a multiple of.
+    """
 
     nodes: Sequence[str] = ("",)
 
+    def __init__(self, amount: Callable[[Inputs], Any] = lambda _: 1.0) -> None:
+        self.amount = amount
+
     def of_ride(self, inputs: Inputs) -> Sequence[tuple[int, float]]:
         """Pairs of a node's index and the value there, for one ride."""
-        return ((0, 1.0),)
+        return ((0, self.amount(inputs)),)
 
     def of_columns(self, inputs: Inputs) -> Iterator[tuple[Any, ArrayLike]]:
         """The same for columns: each index and each value a number or an array of shape (rides,)."""
-        yield 0, 1.0
-
-
-class Amount(Scale):
-    """A field of `Inputs` as it is."""
-
-    def __init__(self, source: str) -> None:
-        self._get = attrgetter(source)
-
-    def of_ride(self, inputs: Inputs) -> Sequence[tuple[int, float]]:
-        return ((0, self._get(inputs)),)
-
-    def of_columns(self, inputs: Inputs) -> Iterator[tuple[Any, ArrayLike]]:
-        yield 0, self._get(inputs)
+        yield 0, self.amount(inputs)
 
 
 class Hinges(Scale):
     """max(0, x - node) at every node: together any curve that is straight between nodes and beyond the last."""
 
     def __init__(self, source: str, nodes: Sequence[float]) -> None:
-        self._get, self._nodes = attrgetter(source), nodes
+        super().__init__(attrgetter(source))
+        self._nodes = nodes
         self.nodes = [f"{node:g}" for node in nodes]
 
     def of_ride(self, inputs: Inputs) -> Sequence[tuple[int, float]]:
-        x = self._get(inputs)
+        x = self.amount(inputs)
         return [(index, x - node) for index, node in enumerate(self._nodes) if x > node]
 
     def of_columns(self, inputs: Inputs) -> Iterator[tuple[Any, ArrayLike]]:
-        x = self._get(inputs)
+        x = self.amount(inputs)
         for index, node in enumerate(self._nodes):
             yield index, np.maximum(x - node, 0)
 
@@ -83,12 +77,12 @@ class Hats(Scale):
     """
 
     def __init__(self, source: str, nodes: Sequence[float], times: str | None = None) -> None:
+        super().__init__(*([attrgetter(times)] if times else []))
         self._get, self._nodes, self._array = attrgetter(source), nodes, np.array(nodes)
-        self._times = attrgetter(times) if times else lambda _: 1.0
         self.nodes = [f"{node:g}" for node in nodes]
 
     def of_ride(self, inputs: Inputs) -> Sequence[tuple[int, float]]:
-        x, factor = self._get(inputs), self._times(inputs)
+        x, factor = self._get(inputs), self.amount(inputs)
         if x <= self._nodes[0]:
             return ((0, factor),)
         above = bisect_right(self._nodes, x)
@@ -99,7 +93,7 @@ class Hats(Scale):
         return ((above - 1, (1 - share) * factor), (above, share * factor))
 
     def of_columns(self, inputs: Inputs) -> Iterator[tuple[Any, ArrayLike]]:
-        x, factor = self._get(inputs), self._times(inputs)
+        x, factor = self._get(inputs), self.amount(inputs)
         below = np.clip(np.searchsorted(self._array, x, side="right") - 1, 0, len(self._nodes) - 2)
         low = self._array[below]
         share = np.clip((x - low) / (self._array[below + 1] - low), 0, 1)
@@ -114,7 +108,6 @@ _DAYS = ["weekend" if hour >= 5 * 24 else "weekday" for hour in range(UNKNOWN_HO
 
 PICKUP = Key("PULocationID", [str(zone) for zone in range(LAST_ZONE + 1)])
 DROPOFF = Key("DOLocationID", PICKUP.labels)
-HOUR = Key("hour_of_week", [*(f"{day}:{hour}" for day, hour in zip(_DAYS, _HOURS, strict=True)), "?"])
 DAYTIME = Key("hour_of_week", [*(f"{day}:{_DAYTIMES[int(hour)]}" for day, hour in zip(_DAYS, _HOURS, strict=True)), "?"])
 HOUR_OF_WEEK = Key("hour_of_week", [*map(str, range(UNKNOWN_HOUR)), "?"])
 
@@ -128,9 +121,8 @@ def _cells(width: float, shift: float = 0.0) -> tuple[Key, Key]:
 CELLS_3, CELLS_3B, CELLS_4, CELLS_4B, CELLS_6 = _cells(3), _cells(3, 0.5), _cells(4), _cells(4, 0.5), _cells(6)
 
 ONE = Scale()
-RAW_MILES = Amount("trip_distance")
-LOG_MILES = Amount("log_miles")
-DISTANCE_UNKNOWN = Amount("distance_unknown")
+RAW_MILES = Scale(attrgetter("trip_distance"))
+LOG_MILES = Scale(attrgetter("log_miles"))
 HINGES = Hinges("miles", (0, 0.5, 1, 2, 3, 5, 8, 12, 20))
 MILES_6 = Hats("miles", (0, 1, 2.5, 5, 10, 20))
 MILES_16 = Hats("miles", (0, 0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30))
@@ -143,11 +135,12 @@ class Group:
     A feature's token, as DictVectorizer spells it, is the group's name, then `=` and the labels of cells and node joined by
     `_`: `PU_DO=130_205`, `miles_over=3`, `trip_distance`. Its index is its place among all of the group's, row by row.
 
-    `weight` matters in training only: the ridge penalty on the group's coefficients is divided by its square.
+    `weight` matters in training only: the ridge penalty on the group's coefficients is divided by its square. `words` say to a
+    person what the group is for a ride; see `explanation.py` for what may stand in braces.
     """
 
-    def __init__(self, name: str, keys: Sequence[Key] = (), scale: Scale = ONE, weight: float = 1.0) -> None:
-        self.name, self.keys, self.scale, self.weight = name, keys, scale, weight
+    def __init__(self, name: str, keys: Sequence[Key] = (), scale: Scale = ONE, weight: float = 1.0, words: str = "") -> None:
+        self.name, self.keys, self.scale, self.weight, self.words = name, keys, scale, weight, words or name
         self.size = len(scale.nodes)
         self._offsets: list[tuple[Callable[[Inputs], Any], list[int]]] = []
         for key in reversed(keys):
@@ -209,30 +202,28 @@ class Group:
 
 
 MODEL_GROUPS = [
-    Group("PU_DO", (PICKUP, DROPOFF)),
-    Group("PULocationID", (PICKUP,), weight=0.3),
-    Group("DOLocationID", (DROPOFF,), weight=0.3),
-    Group("distance_unknown", scale=DISTANCE_UNKNOWN),
-    Group("miles_over", scale=HINGES),
-    Group("hour", (HOUR,)),
-    Group("hour_log_miles", (HOUR_OF_WEEK,), LOG_MILES),
-    Group("cells3_miles", CELLS_3, MILES_6),
-    Group("cells3b_miles", CELLS_3B, MILES_6),
-    Group("cells4b_miles", CELLS_4B, MILES_16),
-    Group("cells4_daytime", (*CELLS_4, DAYTIME), LOG_MILES, 0.3),
-    Group("cells4b_daytime", (*CELLS_4B, DAYTIME), LOG_MILES, 0.3),
-    Group("pickup3_daytime", (CELLS_3[0], DAYTIME), LOG_MILES, 0.3),
-    Group("dropoff3b_daytime", (CELLS_3B[1], DAYTIME), LOG_MILES, 0.3),
-    Group("cells6_detour", CELLS_6, DETOUR_LOG_MILES, 0.3),
-    Group("pickup_detour", (PICKUP,), DETOUR_LOG_MILES, 0.3),
-    Group("dropoff_detour", (DROPOFF,), DETOUR_LOG_MILES, 0.3),
+    Group("PU_DO", (PICKUP, DROPOFF), words="{pickup} → {dropoff}"),
+    Group("PULocationID", (PICKUP,), weight=0.3, words="from {pickup}"),
+    Group("DOLocationID", (DROPOFF,), weight=0.3, words="to {dropoff}"),
+    Group("miles_over", scale=HINGES, words="{miles}"),
+    Group("hour_of_week", (HOUR_OF_WEEK,), LOG_MILES, words="{time}, {miles}"),
+    Group("cells3_miles", CELLS_3, MILES_6, words="{around}, {miles}"),
+    Group("cells3b_miles", CELLS_3B, MILES_6, words="{around}, {miles} (second map)"),
+    Group("cells4b_miles", CELLS_4B, MILES_16, words="{wide}, {miles}"),
+    Group("cells4_daytime", (*CELLS_4, DAYTIME), LOG_MILES, 0.3, "{wide}, {time}, {miles}"),
+    Group("cells4b_daytime", (*CELLS_4B, DAYTIME), LOG_MILES, 0.3, "{wide}, {time}, {miles} (second map)"),
+    Group("pickup3_daytime", (CELLS_3[0], DAYTIME), LOG_MILES, 0.3, "from around {pickup}, {time}, {miles}"),
+    Group("dropoff3b_daytime", (CELLS_3B[1], DAYTIME), LOG_MILES, 0.3, "to around {dropoff}, {time}, {miles}"),
+    Group("cells6_detour", CELLS_6, DETOUR_LOG_MILES, 0.3, "{wide}, {detour}"),
+    Group("pickup_detour", (PICKUP,), DETOUR_LOG_MILES, 0.3, "from {pickup}, {detour}"),
+    Group("dropoff_detour", (DROPOFF,), DETOUR_LOG_MILES, 0.3, "to {dropoff}, {detour}"),
 ]
 """What `train.py` trains on."""
 
 COURSE_GROUPS = [
-    Group("PUlocationID", (PICKUP,)),
-    Group("DOlocationID", (DROPOFF,)),
-    Group("trip_distance", scale=RAW_MILES),
+    Group("PUlocationID", (PICKUP,), words="from {pickup}"),
+    Group("DOlocationID", (DROPOFF,), words="to {dropoff}"),
+    Group("trip_distance", scale=RAW_MILES, words="{miles}"),
 ]
 """What else the models of the MLOps course were trained on, so that they are served unchanged."""
 

@@ -32,8 +32,6 @@ class Inputs(NamedTuple):
     log_miles: Any
     detour: Any
     """Miles per straight mile between the zones."""
-    distance_unknown: Any
-    """1 or 0."""
 
 
 class Columns(NamedTuple):
@@ -86,7 +84,6 @@ def inputs_of_ride(ride: Ride) -> Inputs:
         miles,
         math.log1p(miles),
         miles / straight,
-        0.0 if came else 1.0,
     )
 
 
@@ -104,5 +101,4 @@ def inputs_of_columns(columns: Columns) -> Inputs:
         miles,
         np.log1p(miles),
         miles / straight,
-        np.where(known, 0.0, 1.0),
     )

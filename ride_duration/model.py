@@ -1,17 +1,14 @@
 """The linear model: an intercept and a table of coefficients, scored without scikit-learn."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ride_duration.features import GROUP, GROUPS, Group, Scale
-from ride_duration.inputs import Columns, inputs_of_columns, inputs_of_ride
-from ride_duration.ride import MAX_ERRORS, FieldError, InvalidRide, Ride
-
-Target = Literal["duration", "fare", "tip"]
+from ride_duration.inputs import UNKNOWN_HOUR, Columns, Inputs, inputs_of_columns, inputs_of_ride
+from ride_duration.ride import MAX_ERRORS, FieldError, InvalidRide, Ride, Target
 
 _BLOCK = 16_384  # rows scored at a time: what the arrays of a block need stays in the processor's cache
 
@@ -25,6 +22,19 @@ class GoldenRide(msgspec.Struct):
 
     ride: Ride
     prediction: float
+
+
+class Interval(msgspec.Struct):
+    """How far actual durations lie from predictions: low and high = prediction + q · (prediction + `offset`).
+
+    The two q of rides whose time is known, and of those whose isn't, are quantiles on rides later than those trained on.
+    """
+
+    level: float
+    """Share of rides within, 0.8."""
+    offset: float
+    time_known: tuple[float, float]
+    time_unknown: tuple[float, float]
 
 
 class Metadata(msgspec.Struct, kw_only=True):
@@ -43,6 +53,9 @@ class Metadata(msgspec.Struct, kw_only=True):
     tested_on: list[str]
     bounds: tuple[float, float]
     """Lowest and highest prediction."""
+    floor: float = 0.0
+    """No prediction is less than so much a mile."""
+    interval: Interval | None = None
     golden: list[GoldenRide]
     libraries: dict[str, str]
 
@@ -97,6 +110,7 @@ class LinearModel:
         self.sha256 = sha256
         self.version = metadata.version if metadata else f"sha256:{sha256[:12]}"
         self.coefficients = len(coefficients)
+        self.has_interval = metadata is not None and metadata.interval is not None
         self.groups = [group for group in GROUPS if group.name in found]
         self.needs_distance = "trip_distance" in found
         """Whether a ride of unknown distance can't be scored: the course's `trip_distance` has no value for it."""
@@ -115,17 +129,43 @@ class LinearModel:
         InvalidRide
             If its distance is unknown and the model `needs_distance`.
         """
-        value = self.linear(ride)
-        if self.metadata is not None:
-            low, high = self.metadata.bounds
-            value = min(max(value, low), high)
-        return value
+        inputs = self._inputs(ride)
+        return self.hold(self._linear(inputs), inputs)
 
     def linear(self, ride: Ride) -> float:
         """The prediction before it is held within bounds: what scikit-learn's `predict` gives."""
+        return self._linear(self._inputs(ride))
+
+    def hold(self, value: float, inputs: Inputs) -> float:
+        """`value` held within the metadata's bounds and above its floor."""
+        if self.metadata is None:
+            return value
+        low, high = self.metadata.bounds
+        held: float = min(max(value, low, self.metadata.floor * inputs.miles), high)
+        return held
+
+    def interval(self, ride: Ride, prediction: float) -> tuple[float, float]:
+        """Low and high ends of what the ride may last, around its prediction, for a model that `has_interval`."""
+        table, low = self._interval_table()
+        below, above = table.time_unknown if ride.pickup_datetime is None else table.time_known
+        spread = prediction + table.offset
+        return max(prediction + below * spread, min(low, prediction)), prediction + above * spread
+
+    def parts(self, ride: Ride) -> Iterator[tuple[Group, float, float]]:
+        """Each group's amount (of its scale) and its part of the prediction, for one ride; see `explanation.explain`."""
+        inputs = self._inputs(ride)
+        for scale, groups in self._by_scale.items():
+            nodes = scale.of_ride(inputs)
+            for group, _, table in groups:
+                first = group.first_of_ride(inputs)
+                yield group, scale.amount(inputs), sum(table[first + node] * value for node, value in nodes)
+
+    def _inputs(self, ride: Ride) -> Inputs:
         if self.needs_distance and ride.trip_distance is None:
             raise InvalidRide([_distance_needed()])
-        inputs = inputs_of_ride(ride)
+        return inputs_of_ride(ride)
+
+    def _linear(self, inputs: Inputs) -> float:
         total = self.intercept
         for scale, groups in self._by_scale.items():
             nodes = scale.of_ride(inputs)
@@ -135,10 +175,27 @@ class LinearModel:
                     total += table[first + node] * value
         return total
 
+    def _interval_table(self) -> tuple[Interval, float]:
+        if self.metadata is None or self.metadata.interval is None:
+            raise ModelError("it has no interval")
+        return self.metadata.interval, self.metadata.bounds[0]
+
     def predict_columns(self, columns: Columns) -> NDArray[np.float64]:
         """`predict` for every row; shape (rides,)."""
-        values = self.linear_columns(columns)
-        return values if self.metadata is None else np.clip(values, *self.metadata.bounds)
+        return self._columns(columns, held=True)
+
+    def interval_columns(
+        self, columns: Columns, predictions: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`interval` for every row: lows and highs, each of shape (rides,)."""
+        table, low = self._interval_table()
+        unknown = columns.hour_of_week == UNKNOWN_HOUR
+        below, above = (
+            np.where(unknown, if_unknown, if_known)
+            for if_unknown, if_known in zip(table.time_unknown, table.time_known, strict=True)
+        )
+        spread = predictions + table.offset
+        return np.maximum(predictions + below * spread, np.minimum(low, predictions)), predictions + above * spread
 
     def linear_columns(self, columns: Columns) -> NDArray[np.float64]:
         """`linear` for every row; shape (rides,).
@@ -148,19 +205,25 @@ class LinearModel:
         InvalidRide
             If distances are unknown and the model `needs_distance`; `index` is the row.
         """
+        return self._columns(columns, held=False)
+
+    def _columns(self, columns: Columns, held: bool) -> NDArray[np.float64]:
         unknown = np.flatnonzero(np.isnan(columns.trip_distance))[:MAX_ERRORS] if self.needs_distance else ()
         if len(unknown):
             raise InvalidRide([_distance_needed(int(row)) for row in unknown])
         totals = np.full(len(columns.trip_distance), self.intercept)
         for start in range(0, len(totals), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            inputs = inputs_of_columns(columns.part(block))
+            block = totals[start : start + _BLOCK]
+            inputs = inputs_of_columns(columns.part(slice(start, start + _BLOCK)))
             for scale, groups in self._by_scale.items():
                 nodes = list(scale.of_columns(inputs))
                 for group, table, _ in groups:
                     first = group.first_of_columns(inputs)
                     for node, value in nodes:
-                        totals[block] += table[first + node] * value
+                        block += table[first + node] * value
+            if held and self.metadata is not None:
+                low, high = self.metadata.bounds
+                np.minimum(np.maximum(block, np.maximum(low, self.metadata.floor * inputs.miles)), high, out=block)
         return totals
 
 

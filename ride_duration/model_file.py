@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ride_duration.model import LinearModel, Metadata, ModelError, Target
+from ride_duration.model import LinearModel, Metadata, ModelError
 from ride_duration.pickles import Opaque, PickleError, read_pickle
+from ride_duration.ride import Target
 
 MAX_BYTES = 16 * 2**20
 
@@ -168,8 +169,11 @@ def _metadata(value: Any) -> Metadata:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"its metadata_ is not what train.py writes: {error}") from None
     low, high = metadata.bounds
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ModelError("its metadata_ has bounds that are not two finite numbers in order")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(metadata.floor)):
+        raise ModelError("its metadata_ has bounds that are not finite numbers in order")
+    table = metadata.interval
+    if table and not all(-1 <= below <= 0 <= above < 100 for below, above in (table.time_known, table.time_unknown)):
+        raise ModelError("its metadata_ has an interval that does not hold its prediction")
     return metadata
 
 

@@ -8,7 +8,7 @@ the annotations of `Ride` are its fast subset, made of the same limits.
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -21,6 +21,9 @@ FIRST_YEAR, LAST_YEAR = 2009, 2100
 MAX_RIDE_ID = 64
 MAX_RIDES = 10_000
 MAX_ERRORS = 20
+
+Target = Literal["duration", "fare", "tip"]
+"""What a model may predict of a ride: minutes, or dollars."""
 
 NEW_YORK = ZoneInfo("America/New_York")
 

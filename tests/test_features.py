@@ -53,7 +53,7 @@ def test_an_unknown_distance_is_the_road_between_the_zones() -> None:
     known, unknown, zero = (inputs_of_ride(Ride(PULocationID=132, DOLocationID=230, trip_distance=d)) for d in (5, None, 0))
     assert known.miles == 5
     assert 12 < unknown.miles == zero.miles < 19  # JFK to Times Square: 15 to 18 by road
-    assert (known.distance_unknown, unknown.distance_unknown) == (0, 1)
+    assert unknown.detour == pytest.approx(zones.ROAD_FACTOR)
 
 
 def test_the_zone_table_is_whole_and_every_pair_has_a_distance() -> None:

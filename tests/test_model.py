@@ -10,16 +10,16 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import ElasticNet, Lasso, LinearRegression, Ridge
 from sklearn.pipeline import make_pipeline
 
-import train
 from conftest import make_ride, miles, rides
 from conftest import zones as any_zone
 from ride_duration.features import features
 from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model, parse_model
-from ride_duration.records import Trips
 from ride_duration.ride import InvalidRide
 from ride_duration.ride import Ride as TaxiRide
+from training.fit import Estimator, fit_course
+from training.records import Trips
 
 SEEN = [41, 42, 43, 74, 75, 95, 129, 130, 166, 181, 205, 236, 264, 265]
 
@@ -32,12 +32,12 @@ def assert_both_scorers_agree_with_scikit_learn(model: LinearModel, many: list[T
 
 
 @pytest.fixture(scope="module")
-def model(estimator: train.Estimator) -> LinearModel:
+def model(estimator: Estimator) -> LinearModel:
     return parse_model(pickle.dumps(estimator))
 
 
 @given(many=st.lists(rides, min_size=1, max_size=20))
-def test_our_model_scores_as_scikit_learn_does(estimator: train.Estimator, model: LinearModel, many: list[TaxiRide]) -> None:
+def test_our_model_scores_as_scikit_learn_does(estimator: Estimator, model: LinearModel, many: list[TaxiRide]) -> None:
     vectorizer, ridge = estimator
     expected = ridge.predict(vectorizer.transform([features(ride) for ride in many]))
     assert_both_scorers_agree_with_scikit_learn(model, many, expected)
@@ -82,7 +82,7 @@ def course(request: pytest.FixtureRequest, trips: Trips) -> tuple[Callable[[Taxi
     vectorizer = DictVectorizer()
     x = vectorizer.fit_transform([to_dict(ride) for ride in recorded]).astype(np.float64)
     x.indices, x.indptr = x.indices.astype(np.int32), x.indptr.astype(np.int32)
-    return to_dict, vectorizer, regression.fit(x, trips.duration[:1500])
+    return to_dict, vectorizer, regression.fit(x, trips.actual[:1500])
 
 
 @given(many=st.lists(course_rides, min_size=1, max_size=10))
@@ -101,13 +101,13 @@ def test_the_courses_models_are_served_unchanged(course: Any, many: list[TaxiRid
 @pytest.mark.parametrize(
     "wrap", [lambda *pair: pair, make_pipeline, lambda *pair: list(pair)], ids=["pair", "pipeline", "list"]
 )
-def test_every_way_to_pickle_the_two_is_read(estimator: train.Estimator, wrap: Any, protocol: int) -> None:
+def test_every_way_to_pickle_the_two_is_read(estimator: Estimator, wrap: Any, protocol: int) -> None:
     data = pickle.dumps(wrap(*estimator), protocol=protocol)
     assert parse_model(data).coefficients == len(estimator[0].vocabulary_)
 
 
 def test_a_model_of_raw_distance_alone_has_no_answer_for_an_unknown_one(trips: Trips) -> None:
-    model = parse_model(pickle.dumps(train.fit_course(train.as_recorded(trips), trips.duration)))
+    model = parse_model(pickle.dumps(fit_course(trips)))
     known, unknown = make_ride(41, 42, 0.0, None), make_ride(41, 42, None, None)
     assert model.needs_distance
     assert np.isfinite(model.predict(known))

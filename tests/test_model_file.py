@@ -17,10 +17,10 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.pipeline import make_pipeline
 
-import train
 from conftest import PROJECT
 from ride_duration.model import ModelError
 from ride_duration.model_file import MAX_BYTES, load_model, parse_model
+from training.fit import Estimator
 
 CANARY = "ride-duration-canary"
 
@@ -160,7 +160,7 @@ def test_python_itself_would_have_executed_one_of_them(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_file_cut_short_is_refused(estimator: train.Estimator, share: float) -> None:
+def test_a_file_cut_short_is_refused(estimator: Estimator, share: float) -> None:
     data = pickle.dumps(estimator)
     with pytest.raises(ModelError, match="cut short"):
         parse_model(data[: int(len(data) * share)])
@@ -177,8 +177,8 @@ def with_coefficient(value: float) -> Any:
     return pair
 
 
-def with_metadata(**changes: Any) -> Callable[[train.Estimator], Any]:
-    def change(estimator: train.Estimator) -> Any:
+def with_metadata(**changes: Any) -> Callable[[Estimator], Any]:
+    def change(estimator: Estimator) -> Any:
         vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
         ridge.metadata_ = {
             "version": "1",
@@ -197,7 +197,7 @@ def with_metadata(**changes: Any) -> Callable[[train.Estimator], Any]:
     return change
 
 
-def truncated(estimator: train.Estimator) -> Any:
+def truncated(estimator: Estimator) -> Any:
     vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
     ridge.coef_ = ridge.coef_[:-1]
     return vectorizer, ridge
@@ -205,7 +205,7 @@ def truncated(estimator: train.Estimator) -> Any:
 
 RIDE = {"PULocationID": 41, "DOLocationID": 42, "trip_distance": 2.0}
 
-UNFIT: dict[str, tuple[Callable[[train.Estimator], Any], str]] = {
+UNFIT: dict[str, tuple[Callable[[Estimator], Any], str]] = {
     "gradient boosting": (lambda _: fitted(GradientBoostingRegressor()), "GradientBoostingRegressor"),
     "random forest": (lambda _: fitted(RandomForestRegressor()), "RandomForestRegressor"),
     "forest in a pipeline": (lambda _: make_pipeline(*fitted(RandomForestRegressor())), "RandomForestRegressor"),
@@ -251,7 +251,7 @@ UNFIT: dict[str, tuple[Callable[[train.Estimator], Any], str]] = {
 
 @pytest.mark.parametrize(("make", "reason"), UNFIT.values(), ids=UNFIT)
 def test_a_model_that_would_answer_wrongly_is_refused_with_the_reason(
-    estimator: train.Estimator, make: Callable[[train.Estimator], Any], reason: str
+    estimator: Estimator, make: Callable[[Estimator], Any], reason: str
 ) -> None:
     with pytest.raises(ModelError) as caught:
         parse_model(pickle.dumps(make(estimator)), "duration")

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import ride_duration.records as module
+import training.fetch as module
 from conftest import make_records
-from ride_duration.records import RecordsError, find, month_file, read_trips
+from training.fetch import find, month_file
+from training.records import RecordsError, read_trips
 
 NAME = "green_tripdata_2021-01.parquet"
 
@@ -140,14 +141,14 @@ def write(path: Path, rows: pa.Table) -> Path:
 def test_rows_that_can_not_be_used_are_dropped_and_counted_under_one_reason(tmp_path: Path) -> None:
     pickup = np.array(["2021-01-15T08:00", "2021-02-01T00:00", "NaT", "2021-01-31T23:59"], "datetime64[us]")
     rows = table(lpep_pickup_datetime=pickup, PULocationID=pa.array([None, None, 43, 74], pa.int64()))
-    trips, account = read_trips(write(tmp_path / NAME, rows))
-    assert account == {"read": 4, "no pickup or drop-off time": 1, "pickup outside 2021-01": 1, "zone null or not of TLC's": 1}
+    trips, account = read_trips([write(tmp_path / NAME, rows)])
+    assert +account == {"read": 4, "no pickup or drop-off time": 1, "pickup outside 2021-01": 1, "zone null or not of TLC's": 1}
     assert trips.rides.PULocationID.tolist() == [74]
 
 
 def test_distances_that_no_ride_has_are_unknown_and_kept_as_recorded(tmp_path: Path) -> None:
     miles = pa.array([0.0, None, 5000.0, -1.0])
-    trips, _ = read_trips(write(tmp_path / NAME, table(trip_distance=miles)))
+    trips, _ = read_trips([write(tmp_path / NAME, table(trip_distance=miles))])
     assert np.nan_to_num(trips.rides.trip_distance, nan=-9).tolist() == [0, -9, -9, -9]
     assert np.nan_to_num(trips.recorded_distance, nan=-9).tolist() == [0, -9, 5000, -1]
 
@@ -157,17 +158,17 @@ def test_durations_are_minutes_whatever_the_files_unit(tmp_path: Path, unit: str
     rows = table()
     for name in ("lpep_pickup_datetime", "lpep_dropoff_datetime"):
         rows = rows.set_column(rows.schema.get_field_index(name), name, rows[name].cast(pa.timestamp(unit)))
-    trips, _ = read_trips(write(tmp_path / NAME, rows))
-    assert trips.duration.tolist() == [10] * 4
+    trips, _ = read_trips([write(tmp_path / NAME, rows)])
+    assert trips.actual.tolist() == [10] * 4
     assert trips.months() == ["2021-01"]
     assert trips.rides.hour_of_week.tolist() == [4 * 24 + 8] * 4  # a Friday
 
 
 def test_yellow_taxis_are_read_alike(tmp_path: Path) -> None:
     green, yellow = (
-        read_trips(make_records(tmp_path / f"{taxi}_tripdata_2021-01.parquet", taxi=taxi))[0] for taxi in ("green", "yellow")
+        read_trips([make_records(tmp_path / f"{taxi}_tripdata_2021-01.parquet", taxi=taxi)])[0] for taxi in ("green", "yellow")
     )
-    assert (green.duration == yellow.duration).all()
+    assert (green.actual == yellow.actual).all()
 
 
 @pytest.mark.parametrize(
@@ -183,16 +184,16 @@ def test_yellow_taxis_are_read_alike(tmp_path: Path) -> None:
 )
 def test_a_file_of_something_else_is_refused_with_its_name(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RecordsError, match=f"{NAME}.*{words}"):
-        read_trips(write(tmp_path / NAME, table(**changes)))
+        read_trips([write(tmp_path / NAME, table(**changes))])
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 1000])
 def test_what_is_not_parquet_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAME).write_bytes(content)
     with pytest.raises(RecordsError, match=NAME):
-        read_trips(tmp_path / NAME)
+        read_trips([tmp_path / NAME])
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordsError, match="no rows"):
-        read_trips(write(tmp_path / NAME, table()[:0]))
+    with pytest.raises(RecordsError, match="nothing is left"):
+        read_trips([write(tmp_path / NAME, table()[:0])])

@@ -13,7 +13,9 @@ from conftest import make_records, make_ride
 from ride_duration.features import MODEL_GROUPS, features
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model
-from ride_duration.records import Trips
+from training.evaluation import ANY
+from training.fit import Estimator, design, linear_model, vectorize, without_time
+from training.records import Trips
 
 JANUARY = ["--month", "2021-01"]
 TESTED = [*JANUARY, "--test-month", "2021-02"]
@@ -39,7 +41,7 @@ def test_a_month_becomes_a_model_that_beats_its_baselines(records: Path, tmp_pat
     assert model.metadata.tested_on == ["2021-02"]
     rmse = {name: row["rmse"] for name, row in model.metadata.metrics.items()}
     assert rmse["model"] < rmse["model, time unknown"] < min(rmse["course"], rmse["mean"])
-    assert {f"{name}{train.ANY_DURATION}" for name in ("model", "course", "mean")} < rmse.keys()
+    assert {f"{name}{ANY}duration" for name in ("model", "course", "mean")} < rmse.keys()
 
 
 def test_the_account_adds_up(records: Path, tmp_path: Path) -> None:
@@ -73,8 +75,8 @@ def test_the_same_records_and_options_give_the_same_bytes(records: Path, tmp_pat
 
 def test_the_vectorizer_is_what_fitting_on_every_rides_dict_would_give(trips: Trips) -> None:
     few = trips.part(slice(300))
-    x = train.design(few.rides, MODEL_GROUPS)
-    vectorizer, order = train.vectorize(x, MODEL_GROUPS, 1)
+    x = design(few.rides, MODEL_GROUPS)
+    vectorizer, order = vectorize(x, MODEL_GROUPS, 1)
     dicts = []
     for pickup, dropoff, miles, hour in zip(*few.rides, strict=True):
         monday = datetime(2021, 1, 4) + timedelta(hours=int(hour))
@@ -86,9 +88,9 @@ def test_the_vectorizer_is_what_fitting_on_every_rides_dict_would_give(trips: Tr
     assert abs(expected - x[:, order]).max() < 1e-12
 
 
-def test_a_rides_time_left_out_averages_rather_than_shifts(estimator: train.Estimator, trips: Trips) -> None:
-    model: LinearModel = train.linear_model(estimator)
-    with_time, without = model.linear_columns(trips.rides), model.linear_columns(train.without_time(trips.rides))
+def test_a_rides_time_left_out_averages_rather_than_shifts(estimator: Estimator, trips: Trips) -> None:
+    model: LinearModel = linear_model(estimator)
+    with_time, without = model.linear_columns(trips.rides), model.linear_columns(without_time(trips.rides))
     assert abs(float((without - with_time).mean())) < 0.25
 
 
@@ -123,11 +125,11 @@ def test_files_and_globs_train_as_months_do(records: Path, tmp_path: Path) -> No
     assert (tmp_path / "months.bin").read_bytes() == (tmp_path / "files.bin").read_bytes()
 
 
-def test_the_regression_takes_the_dicts_as_they_are(estimator: train.Estimator, trips: Trips) -> None:
+def test_the_regression_takes_the_dicts_as_they_are(estimator: Estimator, trips: Trips) -> None:
     """The weights of the penalty are in the coefficients, not left for the user to apply."""
     vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
-    predicted = ridge.predict(train.design(trips.rides, MODEL_GROUPS)[:, place_of(vectorizer)])
-    rmse = float(np.sqrt(((predicted - trips.duration) ** 2).mean()))
+    predicted = ridge.predict(design(trips.rides, MODEL_GROUPS)[:, place_of(vectorizer)])
+    rmse = float(np.sqrt(((predicted - trips.actual) ** 2).mean()))
     assert rmse < 4
 
 

@@ -28,7 +28,7 @@ KINDS = {
     "too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     "unsupported-media-type": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is not plain application/json"),
     "invalid-ride": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The ride is not one that can be scored"),
-    "invalid-query": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The query has a parameter that this route does not know"),
+    "invalid-query": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "The query has a parameter that this route does not take"),
     "internal-error": Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "The service failed"),
     "not-ready": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The service is not ready"),
 }

@@ -1,0 +1,53 @@
+"""Why a ride's prediction is what it is: the parts that it is the sum of, in words."""
+
+from datetime import datetime
+from typing import Any
+
+from ride_duration.inputs import inputs_of_ride
+from ride_duration.model import LinearModel
+from ride_duration.ride import Ride
+from ride_duration.zones import ZONES
+
+
+def explain(model: LinearModel, ride: Ride) -> list[dict[str, Any]]:
+    """The parts of a prediction, largest first; their `minutes` add up to it.
+
+    Returns
+    -------
+    Dicts of `feature` (words), `value`, `coefficient` and `minutes` = value x coefficient. All features of one group are one
+    part: between two nodes of a distance scale its coefficient is what lies between theirs.
+    """
+    words = _words(ride)
+    linear = model.intercept
+    parts = [_part("an average ride, before its details", 1.0, model.intercept)]
+    for group, amount, minutes in model.parts(ride):
+        linear += minutes
+        if minutes:
+            parts.append(_part(group.words.format_map(words), amount, minutes))
+    held = model.predict(ride) - linear
+    if abs(held) > 1e-9:
+        parts.append(_part("held within what rides can last", 1.0, held))
+    return sorted(parts, key=lambda part: -abs(part["minutes"]))
+
+
+def _part(feature: str, value: float, minutes: float) -> dict[str, Any]:
+    return {"feature": feature, "value": value, "coefficient": minutes / value if value else 0.0, "minutes": minutes}
+
+
+def _words(ride: Ride) -> dict[str, str]:
+    pickup, dropoff = ZONES[ride.PULocationID].name, ZONES[ride.DOLocationID].name
+    inputs = inputs_of_ride(ride)
+    miles = f"{ride.trip_distance or inputs.miles:.3g} miles"
+    return {
+        "pickup": pickup,
+        "dropoff": dropoff,
+        "around": f"around {pickup} → around {dropoff}",
+        "wide": f"{pickup} and beyond → {dropoff} and beyond",
+        "miles": miles if ride.trip_distance else f"about {miles} by the map",
+        "detour": f"{inputs.detour:.2g} times the straight line",
+        "time": _time(ride.pickup_datetime),
+    }
+
+
+def _time(pickup: datetime | None) -> str:
+    return "time unknown" if pickup is None else f"{pickup:%A} {pickup.hour}:00"
