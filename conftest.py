@@ -20,6 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from ride_duration.ride import Ride
+from ride_duration.zones import STRAIGHT_MILES
 from training.evaluation import in_range
 from training.fit import Estimator, fit
 from training.records import PREFIXES, Trips, read_trips
@@ -35,10 +36,11 @@ def make_records(
 ) -> Path:
     """A Parquet file like TLC's: most trips between a dozen zones, some with the errors that real files have."""
     random = np.random.default_rng(seed)
-    zones = np.array([41, 42, 43, 74, 75, 95, 129, 130, 166, 181, 205, 236, 264, 265])
+    zones = np.array([41, 42, 43, 74, 75, 95, 129, 130, 132, 166, 181, 205, 236, 264, 265])
+    pickup_zone, dropoff_zone = random.choice(zones, rows), random.choice(zones, rows)
     pickup = np.datetime64(month) + random.integers(0, 28 * 86_400, rows).astype("timedelta64[s]")
-    miles = np.round(random.gamma(2, 1.6, rows) + 0.3, 2)
-    minutes = 4 + 3.5 * miles + 4 * (pickup.astype("datetime64[h]").astype(int) % 24 > 15) + random.gamma(2, 1.5, rows)
+    miles = np.round(STRAIGHT_MILES[pickup_zone, dropoff_zone] * random.normal(1.36, 0.2, rows).clip(1) + 0.2, 2)
+    minutes = 4 + 2.5 * miles + 4 * (pickup.astype("datetime64[h]").astype(int) % 24 > 15) + random.gamma(2, 1.5, rows)
     miles[::40] = 0
     miles[7::400] = 5000  # a meter error
     minutes[::50] = 1400  # a meter left running
@@ -47,8 +49,8 @@ def make_records(
     table = {
         f"{prefix}_pickup_datetime": pickup.astype("datetime64[us]"),
         f"{prefix}_dropoff_datetime": (pickup + (minutes * 60).astype("timedelta64[s]")).astype("datetime64[us]"),
-        "PULocationID": random.choice(zones, rows),
-        "DOLocationID": random.choice(zones, rows),
+        "PULocationID": pickup_zone,
+        "DOLocationID": dropoff_zone,
         "trip_distance": miles,
         "fare_amount": np.round(2.5 + 2.5 * miles, 2),
         "tip_amount": np.round(0.2 * miles, 2),

@@ -108,12 +108,40 @@ def test_an_array_of_10000_rides_is_answered(client: FlaskClient) -> None:
     assert len(answer.json["durations"]) == 10_000
 
 
-@pytest.mark.parametrize("query", ["interval=true", "explain=true", "intervall=true", "x"])
+@pytest.mark.parametrize("query", ["interval=maybe", "intervall=true", "explain", "x"])
 @pytest.mark.parametrize("route", ["/predict", "/model"])
 def test_an_unknown_query_parameter_is_a_422(client: FlaskClient, route: str, query: str) -> None:
     method = client.post if route == "/predict" else client.get
     body = problem(method(f"{route}?{query}", **({"json": RIDE} if route == "/predict" else {})), 422)
     assert body["errors"][0]["field"] == query.partition("=")[0]
+
+
+def test_an_interval_is_added_when_asked_for(client: FlaskClient) -> None:
+    answer = client.post("/predict?interval=true", json=RIDE).json
+    assert answer
+    low, high = answer["interval"]
+    assert 1 <= low < answer["duration"] < high
+    many = client.post("/predict?interval=true", json=[RIDE, RIDE]).json
+    assert many
+    assert many["intervals"] == [pytest.approx([low, high], abs=1e-9)] * 2
+
+
+def test_an_explanation_is_added_when_asked_for_and_adds_up(client: FlaskClient) -> None:
+    answer = client.post("/predict?explain=true&interval=false", json=RIDE).json
+    assert answer
+    assert "interval" not in answer
+    assert sum(part["minutes"] for part in answer["explanation"]) == pytest.approx(answer["duration"], abs=1e-9)
+    assert all(set(part) == {"feature", "value", "coefficient", "minutes"} for part in answer["explanation"])
+
+
+def test_an_array_is_not_explained(client: FlaskClient) -> None:
+    body = problem(client.post("/predict?explain=true", json=[RIDE]), 422)
+    assert body["errors"][0]["field"] == "explain"
+
+
+@pytest.mark.parametrize("query", ["interval=1", "interval=true&interval=true", "interval=", "explain=True"])
+def test_a_parameter_is_true_or_false_once(client: FlaskClient, query: str) -> None:
+    assert "true or false" in problem(client.post(f"/predict?{query}", json=RIDE), 422)["detail"]
 
 
 @pytest.mark.parametrize("body", [b"", b"ride", b"{", b'{"trip_distance": NaN}', b"[" * 100_000])
@@ -208,6 +236,7 @@ def test_a_course_model_is_served_with_its_digest_for_a_version_and_refuses_an_u
     assert "no answer" in problem(client.post("/predict", json=RIDE | {"trip_distance": None}), 422)["detail"]
     errors = problem(client.post("/predict", json=[RIDE, RIDE | {"trip_distance": None}]), 422)["errors"]
     assert [error["index"] for error in errors] == [1]
+    assert problem(client.post("/predict?interval=true", json=RIDE), 422)["errors"][0]["field"] == "interval"
     described = client.get("/model").json
     assert described
     assert described["trained_on"] is None

@@ -1,5 +1,6 @@
 import pickle
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from conftest import make_ride, miles, rides
 from conftest import zones as any_zone
+from ride_duration.explanation import explain
 from ride_duration.features import features
 from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel
@@ -144,3 +146,43 @@ def test_blocks_of_columns_join_without_a_seam(model: LinearModel) -> None:
     many = [make_ride(41 + row % 3, 42, 1 + row / 1e4, None) for row in range(40_000)]
     values = model.predict_columns(Columns.of(many))
     assert values[::1111] == pytest.approx([model.predict(ride) for ride in many[::1111]], abs=1e-9)
+
+
+@given(many=st.lists(rides, min_size=1, max_size=20))
+def test_an_interval_holds_its_prediction_and_is_the_same_in_columns(shipped: LinearModel, many: list[TaxiRide]) -> None:
+    columns = Columns.of(many)
+    predictions = shipped.predict_columns(columns)
+    one_by_one = [shipped.interval(ride, shipped.predict(ride)) for ride in many]
+    assert all(1 <= low <= value <= high for (low, high), value in zip(one_by_one, predictions, strict=True))
+    assert np.column_stack(shipped.interval_columns(columns, predictions)) == pytest.approx(np.array(one_by_one), abs=1e-9)
+
+
+@given(ride=rides)
+def test_an_explanation_adds_up_to_the_prediction_largest_part_first(shipped: LinearModel, ride: TaxiRide) -> None:
+    parts = explain(shipped, ride)
+    minutes = [part["minutes"] for part in parts]
+    assert sum(minutes) == pytest.approx(shipped.predict(ride), abs=1e-9)
+    assert sorted(minutes, key=abs, reverse=True) == minutes
+    for part in parts:
+        assert part["minutes"] == pytest.approx(part["value"] * part["coefficient"], abs=1e-9)
+
+
+def test_an_explanation_is_in_words_that_a_person_reads(shipped: LinearModel) -> None:
+    ride = make_ride(239, 132, 9.0, datetime(2021, 2, 1, 17, 30))
+    words = [part["feature"] for part in explain(shipped, ride)]
+    assert "Upper West Side South → JFK Airport" in words or "from Upper West Side South" in words
+    assert "9 miles" in words
+    assert "Monday 17:00, 9 miles" in words
+    unknown = [part["feature"] for part in explain(shipped, make_ride(239, 132, None, None))]
+    assert any("miles by the map" in part for part in unknown)
+    assert len(words) == len(set(words))
+
+
+def test_a_prediction_that_is_held_within_bounds_says_so(shipped: LinearModel) -> None:
+    held = explain(shipped, make_ride(41, 42, 200, None))
+    assert "held within what rides can last" in [part["feature"] for part in held]
+
+
+def test_no_ride_is_faster_than_the_floor(shipped: LinearModel) -> None:
+    for far in (20.0, 40.0, 50.0, 200.0):
+        assert shipped.predict(make_ride(74, 75, far, None)) >= 0.8 * min(far, 50)

@@ -1,7 +1,11 @@
 import pickle
 import re
+import signal
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +13,16 @@ from click.testing import CliRunner, Result
 from sklearn.feature_extraction import DictVectorizer
 
 import train
-from conftest import make_records, make_ride
+import training.records as records_module
+from conftest import PROJECT, make_records, make_ride
 from ride_duration.features import MODEL_GROUPS, features
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model
+from ride_duration.ride import Target
 from training.evaluation import ANY
 from training.fit import Estimator, design, linear_model, vectorize, without_time
-from training.records import Trips
+from training.records import Trips, read_trips
+from training.sanity import examine
 
 JANUARY = ["--month", "2021-01"]
 TESTED = [*JANUARY, "--test-month", "2021-02"]
@@ -141,3 +148,98 @@ def place_of(vectorizer: DictVectorizer) -> list[int]:
         number = next(n for n, group in enumerate(MODEL_GROUPS) if group.name == name)
         places.append(int(first[number]) + (MODEL_GROUPS[number].index(suffix) or 0))
     return places
+
+
+@pytest.mark.parametrize("target", ["fare", "tip"])
+def test_other_targets_are_trained_alike(records: Path, tmp_path: Path, target: Target) -> None:
+    result = run(records, tmp_path / "model.bin", *TESTED, "--target", target)
+    assert result.exit_code == 0, result.output
+    model = load_model(tmp_path / "model.bin", target)
+    assert model.metadata
+    assert model.metadata.metrics["model"]["rmse"] < model.metadata.metrics["mean"]["rmse"] / 2
+    assert ("tip not recorded" in result.stdout) is (target == "tip")
+
+
+def test_a_target_whose_columns_are_missing_is_refused(tmp_path: Path) -> None:
+    path = make_records(tmp_path / "green_tripdata_2021-01.parquet", fare_amount=None)
+    assert "lacks the columns fare_amount" in refusal(run(tmp_path, tmp_path / "model.bin", str(path), "--target", "fare"))
+
+
+def test_more_trips_than_memory_should_hold_are_sampled_evenly_and_always_alike(records: Path) -> None:
+    paths = sorted(records.glob("*.parquet"))
+    everything, _ = read_trips(paths)
+    sample, account = read_trips(paths, max_rows=1000)
+    again, _ = read_trips(paths, max_rows=1000)
+    assert len(sample.actual) == 1000
+    assert account["left out of the sample"] == len(everything.actual) - 1000
+    assert (sample.pickup == again.pickup).all()
+    assert 400 < (sample.pickup.astype("datetime64[M]") == np.datetime64("2021-01")).sum() < 600
+    assert set(sample.pickup.tolist()) <= set(everything.pickup.tolist())
+
+
+def test_a_sample_never_holds_more_than_twice_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [make_records(tmp_path / f"green_tripdata_2021-{month:02}.parquet", f"2021-{month:02}") for month in range(1, 9)]
+    seen: list[int] = []
+    honest = records_module._sample
+
+    def watched(held: Any, lots: Any, count: int) -> Any:
+        seen.append(sum(map(len, lots)))
+        return honest(held, lots, count)
+
+    monkeypatch.setattr(records_module, "_sample", watched)
+    sample, _ = read_trips(paths, max_rows=3000)
+    assert len(sample.actual) == 3000
+    assert max(seen) <= 2 * 3000 + 4000  # and the batch in hand
+
+
+def test_the_interval_covers_about_what_it_says_on_later_rides(records: Path, tmp_path: Path) -> None:
+    run(records, tmp_path / "model.bin", *TESTED)
+    metadata = load_model(tmp_path / "model.bin").metadata
+    assert metadata
+    assert metadata.interval
+    for name in ("model", "model, time unknown"):
+        assert 0.76 < metadata.metrics[name]["coverage"] < 0.84
+
+
+def test_a_fitted_model_is_sane(estimator: Estimator, trips: Trips) -> None:
+    sanity = examine(linear_model(estimator, "duration"), trips.rides)
+    assert sanity.faults() == []
+
+
+def test_an_insane_model_is_told(estimator: Estimator, trips: Trips) -> None:
+    faults = examine(linear_model(estimator), trips.rides).faults()
+    assert any("predictions go from" in fault for fault in faults)  # it has no bounds
+    vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
+    ridge.coef_[vectorizer.vocabulary_["miles_over=3"]] -= 10
+    faults = examine(linear_model((vectorizer, ridge)), trips.rides).faults()
+    assert any("get shorter with distance" in fault for fault in faults)
+
+
+def test_the_report_is_one_page_with_plots_and_nothing_from_elsewhere(records: Path, tmp_path: Path) -> None:
+    result = run(records, tmp_path / "model.bin", *TESTED, "--report", str(tmp_path / "report.html"))
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 6
+    for words in ("LightGBM with geography", "median of the zone pair", "Worst zone pairs", "rows read", "model: airports"):
+        assert words in page
+    assert not re.findall(r'(?:src|href)="(?!#)', page)
+    again = run(records, tmp_path / "model.bin", *TESTED, "--report", str(tmp_path / "again.html"))
+    assert again.exit_code == 0
+    assert "What changed" in (tmp_path / "again.html").read_text()
+    assert "LightGBM" not in "".join(load_model(tmp_path / "model.bin").metadata.metrics)  # type: ignore[union-attr]
+
+
+def test_an_interrupted_training_leaves_the_old_file_and_nothing_beside_it(records: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"old")
+    command = [sys.executable, "train.py", *TESTED, "--data", str(records), "--out", str(tmp_path / "model.bin")]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.bin", b"old")]
+
+
+def test_help_shows_how_to_train() -> None:
+    assert "--test-month 2021-02" in CliRunner().invoke(train.main, ["--help"]).output
