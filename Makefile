@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test train lint lock image clean
+.PHONY: help venv serve test train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -27,6 +27,12 @@ test: $(call installed,packages train report client dev-packages) ## run the tes
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)
+
+models: $(call installed,packages train) ## train the three models on RECORDS: duration into model.bin, fare and tip into models/
+	@mkdir -p models
+	$(BIN)/python train.py $(RECORDS)
+	$(BIN)/python train.py $(RECORDS) --target fare --out models/fare.bin
+	$(BIN)/python train.py $(RECORDS) --target tip --out models/tip.bin
 
 lint: $(call installed,packages train report client dev-packages) ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -38,19 +38,19 @@ def create_app(model: LinearModel) -> Flask:
         if interval and not model.has_interval:
             raise refused_parameter("interval", "can't be true: this model has no calibrated interval")
         rides = decode_rides(read_json_body(request))
-        answer: dict[str, Any] = {"model_version": model.version}
+        answer: dict[str, Any] = {}
         g.fields = {"model_version": model.version}
         if isinstance(rides, list):
             if explanation:
                 raise refused_parameter("explain", "goes with one ride, not with an array")
             columns = Columns.of(rides)
             durations = model.predict_columns(columns)
-            answer["durations"] = durations.tolist()
+            answer |= {"durations": durations.tolist(), "model_version": model.version}
             if interval:
                 answer["intervals"] = np.column_stack(model.interval_columns(columns, durations)).tolist()
             g.fields["rides"] = len(rides)
         else:
-            answer["duration"] = model.predict(rides)
+            answer |= {"duration": model.predict(rides), "model_version": model.version}
             if interval:
                 answer["interval"] = model.interval(rides, answer["duration"])
             if explanation:

@@ -21,7 +21,9 @@ COURSE_GROUPS = [GROUP["PU_DO"], GROUP["trip_distance"]]
 # moves RMSE by about 0.01 minutes.
 ALPHA = 9.0
 TIMELESS_WEIGHT = 0.1
-FEWEST_ROWS = 7
+FEWEST_ROWS, RIDES_A_ROW = 7, 40_000
+"""A feature that fewer rows than this have is dropped (each ride is two rows); more rows when there are many rides, which keeps
+the file of millions of rides small."""
 
 FLOOR = 0.8
 """Minutes a mile below which no ride is predicted: 75 miles an hour."""
@@ -59,7 +61,7 @@ def fit(trips: Trips, groups: list[Group] = MODEL_GROUPS) -> Estimator:
     meter_errors = rides.trip_distance > MAX_SCORED_MILES
     rides = rides._replace(trip_distance=np.where(meter_errors, np.nan, rides.trip_distance))
     x = sp.vstack([design(rides, groups), design(without_time(rides), groups)], format="csc")
-    vectorizer, order = vectorize(x, groups, FEWEST_ROWS)
+    vectorizer, order = vectorize(x, groups, max(FEWEST_ROWS, len(trips.actual) // RIDES_A_ROW))
     weights = np.concatenate([np.full(group.size, group.weight) for group in groups])[order]
     ridge = Ridge(alpha=ALPHA, solver="sparse_cg", tol=1e-4)
     ridge.fit(
