@@ -1,6 +1,7 @@
 """The linear model: an intercept and a table of coefficients, scored without scikit-learn."""
 
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -40,7 +41,7 @@ class Interval(msgspec.Struct):
 class Metadata(msgspec.Struct, kw_only=True):
     """What a model file says of itself: the attribute `metadata_` of its regression, as plain data."""
 
-    version: str
+    version: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,100}$")]
     target: Target
     trained_on: list[str]
     """Months, like 2021-01."""

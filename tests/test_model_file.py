@@ -245,6 +245,7 @@ UNFIT: dict[str, tuple[Callable[[Estimator], Any], str]] = {
     "bounds that are not numbers": (with_metadata(bounds=[1, math.nan]), "bounds"),
     "a golden ride that is answered otherwise": (with_metadata(golden=[{"ride": RIDE, "prediction": 1.5}]), "golden ride 1"),
     "a golden ride that is none": (with_metadata(golden=[{"ride": {"PULocationID": 0}, "prediction": 1.5}]), "metadata_"),
+    "a version as long as a book": (with_metadata(version="1" * 1000), "metadata_"),
     "metadata that is none": (with_metadata(rows="many"), "metadata_"),
 }
 

@@ -141,7 +141,7 @@ def bounds(target: Target) -> dict[str, Any]:
 
 
 _NOTHING_ELSE: dict[str, Any] = {
-    "version": "",
+    "version": "none",
     "trained_on": [],
     "rows": 0,
     "metrics": {},

@@ -84,7 +84,7 @@ def read_trips(
     Returns
     -------
     The trips that a model can be tested on, whatever the target's value, and the account: how many rows were `read`, how many
-    were dropped under each reason, how many trips were not `sampled`.
+    were dropped under each reason.
 
     Raises
     ------
@@ -104,9 +104,7 @@ def read_trips(
                 held, lots = _sample(held, lots, max_rows)
     if not sum(map(len, lots)):
         raise RecordsError(f"nothing is left of the {what} after cleaning: {', '.join(map(str, paths))}")
-    usable = sum(map(len, lots)) if not account["left out of the sample"] else max_rows + 1
-    if usable > max_rows:
-        held, lots = _sample(held, lots, max_rows)
+    held, lots = _sample(held, lots, max_rows)
     dropped = sum(count for reason, count in account.items() if reason != "read")
     account["left out of the sample"] = account["read"] - dropped - sum(map(len, lots))
     return Trips.join(held), account
