@@ -4,12 +4,13 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -101,44 +102,52 @@ def free_port() -> int:
         return port
 
 
+class Service(NamedTuple):
+    """A running service: its address, its process, and what it printed, in a file (a pipe that nobody reads would fill)."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+
 @contextmanager
-def running(command: list[str], url: str, cwd: Path = PROJECT, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A service process, from when `url` answers 200."""
-    with subprocess.Popen(
-        command, cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+def running(command: list[str], port: str, cwd: Path = PROJECT, **environment: str) -> Iterator[Service]:
+    """A service's process, from when it is ready; ended by SIGTERM."""
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, cwd=cwd, env=os.environ | {"PORT": port} | environment, stdout=output, stderr=output, text=True
+            )
         try:
             end = time.monotonic() + 30
             while True:
                 try:
-                    if requests.get(url, timeout=5).ok:
+                    if requests.get(f"{url}/readyz", timeout=5).ok:
                         break
                 except requests.RequestException:
                     pass
-                assert process.poll() is None, process.communicate()[0]
+                assert process.poll() is None, log.read_text()
                 assert time.monotonic() < end, "the service did not answer within 30 s"
                 time.sleep(0.05)
-            yield process
+            yield Service(url, process, log)
         finally:
             process.terminate()
             try:
-                process.communicate(timeout=15)
+                process.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.communicate()
+                process.wait()
 
 
 @pytest.fixture(scope="session")
 def serve() -> Callable[..., Any]:
-    """Start the service as users do: `with serve(MODEL=…) as (url, process)`."""
+    """Start the service as users do: `with serve(MODEL=…) as service`."""
 
-    @contextmanager
-    def start(cwd: Path = PROJECT, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
+    def start(**environment: str) -> Any:
         command = [sys.executable, "-m", "gunicorn", "predict:app"]
-        with running(command, f"{url}/readyz", cwd, **{"PORT": str(port), "WEB_CONCURRENCY": "2"} | environment) as process:
-            yield url, process
+        return running(command, str(free_port()), PROJECT, **{"WEB_CONCURRENCY": "2"} | environment)
 
     return start
 
@@ -146,5 +155,5 @@ def serve() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def service(serve: Callable[..., Any]) -> Iterator[str]:
     """The address of a running service with the shipped model."""
-    with serve() as (url, _):
-        yield url
+    with serve() as running_service:
+        yield running_service.url

@@ -14,3 +14,10 @@ if os.path.isdir("/dev/shm"):
     worker_tmp_dir = "/dev/shm"  # heartbeats must not wait for a disk
 graceful_timeout = 10
 control_socket_disable = True  # nothing here uses it, and it wants a writable home
+
+
+def post_worker_init(worker: object) -> None:
+    """In each worker, look for a new model file from now on: threads don't survive the fork."""
+    from predict import models
+
+    models.watch()

@@ -5,7 +5,6 @@
 
 import os
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -15,9 +14,9 @@ from msgspec import UNSET
 
 from ride_duration.explanation import explain
 from ride_duration.inputs import Columns
-from ride_duration.model import LinearModel, ModelError
-from ride_duration.model_file import load_model
+from ride_duration.model import ModelError
 from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides
+from ride_duration.watch import WatchedModel, as_utc
 from web import logs, problems
 from web.body import read_json_body
 from web.problems import Problem
@@ -25,15 +24,15 @@ from web.problems import Problem
 READINESS_RIDE = check_ride(EXAMPLE)
 
 
-def create_app(model: LinearModel) -> Flask:
-    """The service for one model of ride duration."""
+def create_app(models: WatchedModel) -> Flask:
+    """The service for a file with a model of ride duration."""
     app = Flask(__name__, static_folder=None)
     problems.register(app)
     logs.register(app)
-    loaded_at = datetime.now(UTC).isoformat(timespec="seconds")
 
     @app.post("/predict")
     def predict() -> Response:
+        model = models.current.model  # one model from start to end, whatever becomes of the file
         interval, explanation = read_flags("interval", "explain")
         if interval and not model.has_interval:
             raise refused_parameter("interval", "can't be true: this model has no calibrated interval")
@@ -63,6 +62,8 @@ def create_app(model: LinearModel) -> Flask:
     @app.get("/model")
     def describe_model() -> Response:
         read_flags()
+        model, loaded_at = models.current
+        refused = models.refused
         metadata = msgspec.to_builtins(model.metadata) if model.metadata else {}
         return as_json(
             {
@@ -74,8 +75,8 @@ def create_app(model: LinearModel) -> Flask:
                 },
                 "coefficients": model.coefficients,
                 "sha256": model.sha256,
-                "loaded_at": loaded_at,
-                "refused": None,
+                "loaded_at": as_utc(loaded_at),
+                "refused": refused and {"reason": refused.reason, "at": as_utc(refused.at)},
             }
         )
 
@@ -85,6 +86,7 @@ def create_app(model: LinearModel) -> Flask:
 
     @app.get("/readyz")
     def ready() -> Response:
+        model = models.current.model
         try:
             model.predict(READINESS_RIDE)
         except Exception as error:
@@ -117,7 +119,8 @@ def refused_parameter(name: str, detail: str) -> Problem:
 
 
 try:
-    app = create_app(load_model(os.environ.get("MODEL", "model.bin"), target="duration"))
+    models = WatchedModel(os.environ.get("MODEL", "model.bin"), "duration")
+    app = create_app(models)
 except ModelError as error:
     sys.exit(f"predict.py: {error}")
 
@@ -125,4 +128,5 @@ except ModelError as error:
 if __name__ == "__main__":
     from web.settings import port
 
+    models.watch()
     app.run(host="127.0.0.1", port=port(), use_reloader=True, use_debugger=False)

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import requests
 from flask import Flask
@@ -22,18 +24,21 @@ from hypothesis import strategies as st
 
 import predict
 from conftest import PROJECT, free_port, make_ride, running
-from ride_duration.model_file import load_model, parse_model
-from training.fit import fit_course
+from ride_duration.model import LinearModel
+from ride_duration.model_file import parse_model
+from ride_duration.watch import WatchedModel
+from training.fit import Estimator, fit_course
 from training.records import Trips
 from web.settings import available_cpus
 
 RIDE: dict[str, Any] = {"PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66}
-MODEL = load_model(PROJECT / "model.bin")
+MODELS = WatchedModel(PROJECT / "model.bin", "duration")
+MODEL = MODELS.current.model
 
 
 @pytest.fixture
 def app() -> Flask:
-    return predict.create_app(MODEL)
+    return predict.create_app(MODELS)
 
 
 @pytest.fixture
@@ -217,22 +222,20 @@ def test_health_and_readiness(client: FlaskClient) -> None:
     assert client.get("/readyz").json == {"status": "ready", "model_version": MODEL.version}
 
 
-def test_a_model_that_can_not_answer_is_not_ready() -> None:
-    class Broken:
-        version = "broken"
-
-        def predict(self, ride: object) -> float:
-            raise ArithmeticError("no answer")
-
-    assert "no answer" in problem(predict.create_app(Broken()).test_client().get("/readyz"), 503)["detail"]  # type: ignore[arg-type]
+def test_a_model_that_can_not_answer_is_not_ready(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LinearModel, "predict", lambda self, ride: 1 / 0)
+    assert "division by zero" in problem(client.get("/readyz"), 503)["detail"]
 
 
-def test_a_course_model_is_served_with_its_digest_for_a_version_and_refuses_an_unknown_distance(trips: Trips) -> None:
-    model = parse_model(pickle.dumps(fit_course(trips)), "duration")
-    client = predict.create_app(model).test_client()
+def test_a_course_model_is_served_with_its_digest_for_a_version_and_refuses_an_unknown_distance(
+    trips: Trips, tmp_path: Path
+) -> None:
+    (tmp_path / "model.bin").write_bytes(pickle.dumps(fit_course(trips)))
+    models = WatchedModel(tmp_path / "model.bin", "duration")
+    client = predict.create_app(models).test_client()
     answer = client.post("/predict", json=RIDE).json
     assert answer
-    assert answer["model_version"] == f"sha256:{model.sha256[:12]}"
+    assert answer["model_version"] == f"sha256:{models.current.model.sha256[:12]}"
     assert "no answer" in problem(client.post("/predict", json=RIDE | {"trip_distance": None}), 422)["detail"]
     errors = problem(client.post("/predict", json=[RIDE, RIDE | {"trip_distance": None}]), 422)["errors"]
     assert [error["index"] for error in errors] == [1]
@@ -249,7 +252,7 @@ def test_a_course_model_is_served_with_its_digest_for_a_version_and_refuses_an_u
     )
 )
 def test_any_json_is_answered_with_a_duration_or_a_reason(value: Any) -> None:
-    answer = predict.create_app(MODEL).test_client().post("/predict", data=json.dumps(value), content_type="application/json")
+    answer = predict.create_app(MODELS).test_client().post("/predict", data=json.dumps(value), content_type="application/json")
     assert answer.status_code in (400, 422)
     problem(answer, answer.status_code)
 
@@ -307,11 +310,11 @@ def test_a_body_that_does_not_arrive_is_a_400(service: str, head: bytes, body: b
 
 
 def test_sigterm_ends_the_service_with_exit_code_0(serve: Callable[..., Any]) -> None:
-    with serve() as (url, process):
+    with serve() as (url, process, log):
         assert requests.post(f"{url}/predict", json=RIDE).ok
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=15)
-        assert process.returncode == 0
+        assert process.wait(timeout=15) == 0
+        output = log.read_text()
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     (line,) = [line for line in lines if line["route"] == "/predict"]
     assert line["status"] == 200
@@ -345,8 +348,7 @@ def test_a_service_that_can_not_start_ends_with_a_sentence(environment: dict[str
 
 def test_the_development_server_is_on_loopback_without_a_debugger() -> None:
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with running([sys.executable, "predict.py"], f"{url}/readyz", PORT=str(port)):
+    with running([sys.executable, "predict.py"], str(port)) as (url, _, _):
         assert requests.post(f"{url}/predict", json=RIDE).ok
         assert requests.get(f"{url}/console").status_code == 404
         with pytest.raises(OSError, match="refused"):
@@ -371,7 +373,7 @@ def test_workers_follow_the_containers_quota(tmp_path: Path, files: dict[str, st
 
 
 def test_a_request_is_answered_while_the_service_is_asked_to_end(serve: Callable[..., Any]) -> None:
-    with serve() as (url, process), requests.Session() as session:
+    with serve() as (url, process, _), requests.Session() as session:
         assert session.post(f"{url}/predict", json=RIDE).ok
         process.send_signal(signal.SIGTERM)
         assert session.post(f"{url}/predict", json=RIDE).ok
@@ -379,3 +381,89 @@ def test_a_request_is_answered_while_the_service_is_asked_to_end(serve: Callable
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         assert process.returncode == 0
+
+
+def versions_of(estimator: Estimator, count: int) -> list[bytes]:
+    """Model files of one size that differ in their version and their answers."""
+    files = []
+    for number in range(count):
+        vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
+        ridge.intercept_ = 5.0 + number
+        ridge.metadata_ = msgspec.to_builtins(MODEL.metadata) | {"version": f"v{number:03}", "golden": []}
+        files.append(pickle.dumps((vectorizer, ridge)))
+    assert len({len(data) for data in files}) == 1
+    return files
+
+
+@pytest.mark.parametrize("how", ["replace", "symlink"])
+def test_a_replaced_model_serves_within_seconds_and_a_bad_one_is_refused_without_a_failed_request(
+    serve: Callable[..., Any], estimator: Estimator, tmp_path: Path, how: str
+) -> None:
+    good = versions_of(estimator, 6)
+    path = tmp_path / "model.bin"
+
+    def put(data: bytes, number: int) -> None:
+        """As a deployment does it: a file renamed over, or Kubernetes' link to another folder flipped."""
+        if how == "replace":
+            (tmp_path / "part").write_bytes(data)
+            os.replace(tmp_path / "part", path)
+        else:
+            (tmp_path / f"data{number}").mkdir()
+            (tmp_path / f"data{number}" / "model.bin").write_bytes(data)
+            (tmp_path / "link").symlink_to(f"data{number}")
+            os.replace(tmp_path / "link", tmp_path / "..data")
+
+    if how == "symlink":
+        path.symlink_to("..data/model.bin")
+    put(good[0], 0)
+    expected = {f"v{n:03}": parse_model(data).predict(make_ride(130, 205, 3.66, None)) for n, data in enumerate(good)}
+    assert len(set(expected.values())) == len(good)
+    with serve(MODEL=str(path)) as (url, _, _):
+        stop = threading.Event()
+        seen: list[tuple[str, float]] = []
+        failures: list[Any] = []
+
+        def load() -> None:
+            while not stop.is_set():
+                try:
+                    answer = requests.post(f"{url}/predict", json=RIDE, timeout=10)
+                    seen.append((answer.json()["model_version"], answer.json()["duration"]))
+                except Exception as error:
+                    failures.append(error)
+
+        threads = [threading.Thread(target=load) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for number in range(1, 6):
+                put(good[number], number)
+                wait_for_version(url, f"v{number:03}")
+                if number == 3:
+                    put(good[3][:-100], 100)
+                    wait_until(lambda: requests.get(f"{url}/model", timeout=5).json()["refused"])
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert failures == []
+    assert len(seen) > 100
+    assert all(duration == pytest.approx(expected[version], abs=1e-9) for version, duration in seen)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def wait_for_version(url: str, version: str) -> None:
+    """Until twenty answers in a row, over new connections, are of that version: all workers have it."""
+    row = 0
+
+    def enough() -> bool:
+        nonlocal row
+        row = row + 1 if requests.get(f"{url}/readyz", timeout=5).json()["model_version"] == version else 0
+        return row >= 20
+
+    wait_until(enough)
