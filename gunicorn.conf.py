@@ -1,8 +1,12 @@
 """Makes a plain `gunicorn predict:app` right; gunicorn reads this file by itself. Its command line overrides it."""
 
 import os
+from typing import Any
 
 from web import settings
+
+memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # neither heartbeats nor counts must wait for a disk
+settings.share_counts(memory)
 
 bind = f"0.0.0.0:{settings.port()}"
 workers = settings.workers()
@@ -10,8 +14,7 @@ threads = 4
 worker_class = "gthread"  # keeps connections open; the default, sync, closes each after one answer
 keepalive = 75  # longer than the idle timeout of the usual load balancers (60 s), so that they close first
 preload_app = True  # one copy of the model for all workers; a model that can't be served ends the service at once
-if os.path.isdir("/dev/shm"):
-    worker_tmp_dir = "/dev/shm"  # heartbeats must not wait for a disk
+worker_tmp_dir = memory
 graceful_timeout = 10
 control_socket_disable = True  # nothing here uses it, and it wants a writable home
 
@@ -21,3 +24,10 @@ def post_worker_init(worker: object) -> None:
     from predict import models
 
     models.watch()
+
+
+def child_exit(server: object, worker: Any) -> None:
+    """Keep a dead worker's counts, and forget what it was only as long as it lived."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)

@@ -17,7 +17,7 @@ from ride_duration.inputs import Columns
 from ride_duration.model import ModelError
 from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides
 from ride_duration.watch import WatchedModel, as_utc
-from web import logs, problems
+from web import logs, metrics, problems
 from web.body import read_json_body
 from web.problems import Problem
 
@@ -28,7 +28,8 @@ def create_app(models: WatchedModel) -> Flask:
     """The service for a file with a model of ride duration."""
     app = Flask(__name__, static_folder=None)
     problems.register(app)
-    logs.register(app)
+    metrics.register(app, models)
+    logs.register(app)  # the last to be registered is the first to see an answer: it times the request
 
     @app.post("/predict")
     def predict() -> Response:
@@ -45,11 +46,13 @@ def create_app(models: WatchedModel) -> Flask:
             columns = Columns.of(rides)
             durations = model.predict_columns(columns)
             answer |= {"durations": durations.tolist(), "model_version": model.version}
+            metrics.count_predictions(durations)
             if interval:
                 answer["intervals"] = np.column_stack(model.interval_columns(columns, durations)).tolist()
             g.fields["rides"] = len(rides)
         else:
             answer |= {"duration": model.predict(rides), "model_version": model.version}
+            metrics.count_predictions(answer["duration"])
             if interval:
                 answer["interval"] = model.interval(rides, answer["duration"])
             if explanation:

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 import predict
 from conftest import PROJECT, free_port, make_ride, running
@@ -381,6 +384,64 @@ def test_a_request_is_answered_while_the_service_is_asked_to_end(serve: Callable
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         assert process.returncode == 0
+
+
+def scrape(url: str) -> dict[str, float]:
+    """Every sample at /metrics, by its name and labels."""
+    answer = requests.get(f"{url}/metrics", timeout=5)
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    return {
+        f"{sample.name}{sample.labels or ''}": sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_are_right_across_workers_and_after_one_is_killed(serve: Callable[..., Any]) -> None:
+    predictions, refusals, unknown = (
+        "ride_duration_requests_total{'route': '/predict', 'status': '200'}",
+        "ride_duration_requests_total{'route': '/predict', 'status': '422'}",
+        "ride_duration_requests_total{'route': 'none', 'status': '404'}",
+    )
+    before = metrics_directories()
+    with serve() as (url, process, _):
+
+        def load() -> None:
+            for _ in range(20):  # a connection each, so that both workers have some
+                assert requests.post(f"{url}/predict", json=RIDE, timeout=5).ok
+            assert requests.post(f"{url}/predict", json=[RIDE] * 100, timeout=5).ok
+            for number in range(5):
+                requests.post(f"{url}/predict", json=RIDE | {f"extra{number}": 1, "PULocationID": 0}, timeout=5)
+                requests.get(f"{url}/nothing{number}", timeout=5)
+
+        def counts(times: int) -> None:
+            samples = scrape(url)
+            assert samples[predictions] == 21 * times
+            assert samples[refusals] == samples[unknown] == 5 * times
+            assert samples["ride_duration_rides_total"] == 120 * times
+            assert sum(v for name, v in samples.items() if name.startswith("ride_duration_predictions_total")) == 120 * times
+            assert samples["ride_duration_refused_fields_total{'field': 'PULocationID'}"] == 5 * times
+            assert samples["ride_duration_refused_fields_total{'field': 'other'}"] == 5 * times
+            assert samples["ride_duration_request_seconds_bucket{'le': '5.0'}"] >= 31 * times
+            assert not [name for name in samples if "extra" in name or "nothing" in name]
+
+        load()
+        counts(1)
+        workers = f"ride_duration_model_workers{{'version': '{MODEL.version}'}}"
+        wait_until(lambda: scrape(url).get(workers) == 2)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if children.exists():
+            os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+            load()
+            counts(2)
+            wait_until(lambda: scrape(url).get(workers) == 2)
+        made = metrics_directories() - before
+    assert made
+    assert not metrics_directories() & made
+
+
+def metrics_directories() -> set[str]:
+    return set(glob("/dev/shm/ride-duration-*") + glob(f"{tempfile.gettempdir()}/ride-duration-*"))
 
 
 def versions_of(estimator: Estimator, count: int) -> list[bytes]:

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,8 @@ class WatchedModel:
         self.current = Loaded(load_model(self.path, target), time.time())
         self.refused: Refusal | None = None
         self.refusals = 0
+        self.on_look: Callable[[], None] = lambda: None
+        """Called after every look of the watching thread."""
 
     def watch(self) -> None:
         """Look at the file from now on, in a thread of this process: call it after a fork, not before."""
@@ -84,6 +87,7 @@ class WatchedModel:
         while True:
             try:
                 self.check()
+                self.on_look()
             except Exception:  # whatever it is, the old model serves on and the next look may go well
                 log.exception("the model file could not be looked at")
             time.sleep(SECONDS)

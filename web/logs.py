@@ -51,12 +51,13 @@ def register(app: Flask) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
+        g.seconds = time.perf_counter() - g.started
         fields = {
             "request_id": g.request_id,
             "method": request.method,
             "route": request.url_rule.rule if request.url_rule else None,
             "status": response.status_code,
-            "milliseconds": round((time.perf_counter() - g.started) * 1000, 3),
+            "milliseconds": round(g.seconds * 1000, 3),
         }
         log.info("request", extra={"fields": fields | g.fields})
         return response

@@ -9,6 +9,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from ride_duration.ride import EXAMPLE, FieldError, InvalidRide, NotJSON
+from web.metrics import count_refusals
 
 log = logging.getLogger("ride_duration")
 
@@ -84,6 +85,7 @@ def register(app: Flask) -> None:
 
     @app.errorhandler(InvalidRide)
     def invalid_ride(error: InvalidRide) -> Response:
+        count_refusals(error.errors)
         return Problem("invalid-ride", f"{error}. A ride looks like {_EXAMPLE}.", error.errors).response()
 
     @app.errorhandler(HTTPException)

@@ -1,7 +1,10 @@
 """The environment variables that the web service obeys, read and checked."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -38,3 +41,21 @@ def available_cpus(cgroup: Path = _CGROUP) -> int:
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return cpus
+
+
+def share_counts(folder: str | None) -> None:
+    """Make the place where workers share their counts, gone when this process ends.
+
+    prometheus_client finds it in the environment when it is imported, so this comes first. A reload of the configuration finds
+    the place there and keeps it.
+    """
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        return
+    owner, path = os.getpid(), tempfile.mkdtemp(prefix="ride-duration-", dir=folder)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = path
+
+    def clear() -> None:
+        if os.getpid() == owner:  # not in a worker, which has inherited this
+            shutil.rmtree(path, ignore_errors=True)
+
+    atexit.register(clear)

@@ -1,0 +1,90 @@
+"""What Prometheus scrapes: right across workers, and no label takes a value that a caller sends."""
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import pairwise
+
+import numpy as np
+from flask import Flask, Response, g, request
+from numpy.typing import NDArray
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from ride_duration.ride import FIELDS, FieldError
+from ride_duration.watch import WatchedModel
+
+REQUESTS = Counter("ride_duration_requests_total", "Requests answered.", ["route", "status"])
+SECONDS = Histogram(
+    "ride_duration_request_seconds",
+    "Time from a request's headers to its answer.",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
+RIDES = Counter("ride_duration_rides_total", "Rides scored.")
+REFUSALS = Counter("ride_duration_refused_fields_total", "Fields of rides that were refused.", ["field"])
+MINUTES = Counter("ride_duration_predictions_total", "Rides scored, by the minutes predicted.", ["minutes"])
+MODEL = Gauge(
+    "ride_duration_model_workers", "Workers that serve a model, by its version.", ["version"], multiprocess_mode="livesum"
+)
+LOADED = Gauge(
+    "ride_duration_model_loaded_timestamp_seconds", "When the model that serves was loaded.", multiprocess_mode="livemin"
+)
+MODEL_REFUSALS = Gauge(
+    "ride_duration_model_refusals", "Model files refused since the worker started.", multiprocess_mode="livemax"
+)
+
+
+_EDGES = [2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0]
+_RANGES = ["0-2", *(f"{low:g}-{high:g}" for low, high in pairwise(_EDGES)), "60-"]
+
+
+def register(app: Flask, models: WatchedModel) -> None:
+    """Count what `app` answers, and serve the counts at /metrics."""
+    serving = ""
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        REQUESTS.labels(request.url_rule.rule if request.url_rule else "none", response.status_code).inc()
+        SECONDS.observe(g.seconds)
+        return response
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(generate_latest(_registry()), content_type=CONTENT_TYPE_LATEST)
+
+    def show_model() -> None:
+        nonlocal serving
+        model, at = models.current
+        if serving and serving != model.version:
+            MODEL.labels(serving).set(0)
+        serving = model.version
+        MODEL.labels(serving).set(1)
+        LOADED.set(at)
+        MODEL_REFUSALS.set(models.refusals)
+
+    models.on_look = show_model
+
+
+def count_predictions(minutes: float | NDArray[np.float64]) -> None:
+    """Count rides that were scored, and their durations."""
+    RIDES.inc(np.size(minutes))
+    if isinstance(minutes, float):
+        MINUTES.labels(_RANGES[bisect_right(_EDGES, minutes)]).inc()
+    else:
+        for place, rides in enumerate(np.bincount(np.searchsorted(_EDGES, minutes, side="right"))):
+            if rides:
+                MINUTES.labels(_RANGES[place]).inc(int(rides))
+
+
+def count_refusals(errors: Iterable[FieldError]) -> None:
+    """Count refused fields; names that no ride has are counted together."""
+    for error in errors:
+        REFUSALS.labels(error.field if error.field in FIELDS else "other").inc()
+
+
+def _registry() -> CollectorRegistry:
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # one process: the development server, a test
+        return REGISTRY
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
