@@ -7,9 +7,12 @@
 
 import csv
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TextIO
@@ -24,6 +27,8 @@ except ModuleNotFoundError as error:
     sys.exit(f"client.py needs {error.name}: run `make venv CATEGORIES=client`, then .venv/bin/python client.py")
 
 RIDE_FIELDS = ("PULocationID", "DOLocationID", "trip_distance", "pickup_datetime", "ride_id")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+
 TLC_NAMES = {"lpep_pickup_datetime": "pickup_datetime", "tpep_pickup_datetime": "pickup_datetime"}
 
 
@@ -117,29 +122,56 @@ class RideDurationClient:
 
     def _call(self, method: str, route: str, content: object = None) -> dict[str, Any]:
         try:
-            answer = self._session.request(method, self.url + route, json=content, timeout=self.timeout)
-        except requests.exceptions.InvalidJSONError as error:
+            # not requests' json=, which writes six bytes for each letter that isn't ASCII
+            body = (
+                None
+                if content is None
+                else json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            )
+        except (TypeError, ValueError) as error:
             raise RefusedError(0, f"the ride can't be written as JSON: {error}", []) from error
+        try:
+            answer = self._session.request(
+                method, self.url + route, data=body, headers={"Content-Type": "application/json"}, timeout=self.timeout
+            )
+        except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
+            raise RefusedError(0, f"{self.url} is not an address like http://localhost:9696: {error}", []) from error
         except requests.RequestException as error:
             raise UnavailableError(f"no answer from {self.url}: {error}") from error
         try:
-            body = answer.json()
+            came = answer.json()
         except ValueError:
-            body = {}
-        if answer.ok and isinstance(body, dict) and body:
-            return body
-        detail = body.get("detail") if isinstance(body, dict) else None
+            came = {}
+        if answer.ok and isinstance(came, dict) and came:
+            return came
+        detail = came.get("detail") if isinstance(came, dict) else None
         message = detail or f"HTTP {answer.status_code} from {self.url}{route}, which is not how the service answers"
         if 400 <= answer.status_code < 500:
-            raise RefusedError(answer.status_code, message, body.get("errors", []) if detail else [])
+            raise RefusedError(answer.status_code, message, came.get("errors", []) if detail else [])
         raise UnavailableError(message)
 
 
 def read_rides(path: Path) -> Iterator[dict[str, Any]]:
     """The rides of a CSV, JSON lines or Parquet file; columns that a ride doesn't have are left out."""
-    for row in _ROWS[path.suffix](path):
-        named = {TLC_NAMES.get(name, name): value for name, value in row.items()}
-        yield {name: named[name] for name in RIDE_FIELDS if name in named and (name != "ride_id" or named[name] is not None)}
+    try:
+        for row in _ROWS[path.suffix](path):
+            named = {TLC_NAMES.get(name, name): _json_value(value) for name, value in row.items()}
+            yield {
+                name: named[name] for name in RIDE_FIELDS if name in named and (name != "ride_id" or named[name] is not None)
+            }
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{path.suffix} files need {error.name}: `make venv CATEGORIES=client`") from None
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise click.ClickException(f"{path} can't be read: {error}") from None
+
+
+def _json_value(value: Any) -> Any:
+    """What can be sent of a cell; what JSON has no word for goes as text, so that the service refuses that ride and says so."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -151,16 +183,16 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _csv_value(name: str, text: str | None) -> Any:
     if not text:
         return None
-    try:
-        # an id is the text that it is; a number that isn't one goes to the service, which says so
-        return text if name in ("ride_id", "pickup_datetime") else float(text)
-    except ValueError:
-        return text
+    # an id is the text that it is; a number that isn't one goes to the service, which says so
+    is_number = name in RIDE_FIELDS[:3] and _NUMBER.fullmatch(text.strip())
+    return float(text) if is_number else text
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as error:
@@ -176,8 +208,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         wanted = {*RIDE_FIELDS, *TLC_NAMES} & set(file.schema_arrow.names)
         for batch in file.iter_batches(columns=sorted(wanted)):
-            for row in batch.to_pylist():
-                yield {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
+            yield from batch.to_pylist()
 
 
 _ROWS = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
@@ -191,7 +222,11 @@ def score_chunk(client: RideDurationClient, rides: list[dict[str, Any]]) -> list
         try:
             predictions = client._predict_chunk([rides[place] for place in left])
         except RefusedError as error:
-            refused = {left[item["index"]]: f"{item['field']} {item['detail']}" for item in error.errors if "index" in item}
+            refused: dict[int, str] = {}
+            for item in error.errors:
+                if "index" in item:
+                    place = left[item["index"]]
+                    refused[place] = "; ".join(filter(None, [refused.get(place), f"{item['field']} {item['detail']}"]))
             if not refused:
                 raise
             for place, reason in refused.items():
@@ -262,6 +297,10 @@ def main(
                 ride = {"PULocationID": pickup, "DOLocationID": dropoff, "trip_distance": distance}
                 click.echo(json.dumps(client.predict(ride | ({"pickup_datetime": time} if time else {}))._asdict()))
                 return
+            if not all(value is None for value in (pickup, dropoff, distance, time)):
+                raise click.UsageError("give a file of rides, or one ride's zones, distance and time, not both")
+            if out and out.exists() and out.samefile(rides):
+                raise click.UsageError("--out is the file of rides itself; give another")
             if rides.suffix not in _ROWS or (out and out.suffix not in (".csv", ".jsonl")):
                 raise click.UsageError("rides are read from .csv, .jsonl or .parquet, and written to .csv or .jsonl")
             scored, refused = _score_to(client, rides, out, chunk)

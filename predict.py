@@ -3,6 +3,7 @@
 `gunicorn predict:app` serves it on port 9696 (see `gunicorn.conf.py`); `python predict.py` is for development only.
 """
 
+import math
 import os
 import sys
 from typing import Any
@@ -85,15 +86,19 @@ def create_app(models: WatchedModel) -> Flask:
 
     @app.get("/healthz")
     def health() -> Response:
+        read_flags()
         return as_json({"status": "alive"})
 
     @app.get("/readyz")
     def ready() -> Response:
+        read_flags()
         model = models.current.model
         try:
-            model.predict(READINESS_RIDE)
+            answer = model.predict(READINESS_RIDE)
         except Exception as error:
             raise Problem("not-ready", f"The model can't answer a ride: {error}") from error
+        if not math.isfinite(answer):
+            raise Problem("not-ready", f"The model answers a ride with {answer}")
         return as_json({"status": "ready", "model_version": model.version})
 
     return app
@@ -122,7 +127,7 @@ def refused_parameter(name: str, detail: str) -> Problem:
 
 
 try:
-    models = WatchedModel(os.environ.get("MODEL", "model.bin"), "duration")
+    models = WatchedModel(os.environ.get("MODEL") or "model.bin", "duration")
     app = create_app(models)
 except ModelError as error:
     sys.exit(f"predict.py: {error}")

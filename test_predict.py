@@ -332,6 +332,7 @@ def test_sigterm_ends_the_service_with_exit_code_0(serve: Callable[..., Any]) ->
         ({"MODEL": "missing.bin"}, "there is no such file"),
         ({"MODEL": "Makefile"}, "it is refused"),
         ({"PORT": "http"}, "PORT must be a whole number from 1 to 65,535; got 'http'"),
+        ({"PORT": "0000000001999999"}, "PORT must be a whole number"),
         ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY must be"),
     ],
 )

@@ -161,6 +161,8 @@ def main(
         if train is None:
             raise RecordsError("nothing to train on; give records, or --month 2021-01")
         train = train.part(in_range(train, target))
+        if final and test is None:
+            raise RecordsError("--final fits again after a test; give --test-month or --test, or leave it out")
         if test and test.months()[0] <= train.months()[-1]:
             raise RecordsError(
                 f"a test must be of later months than training, else it proves nothing; "

@@ -11,6 +11,9 @@ from ride_duration.features import GROUP, GROUPS, Group, Scale
 from ride_duration.inputs import UNKNOWN_HOUR, Columns, Inputs, inputs_of_columns, inputs_of_ride
 from ride_duration.ride import MAX_ERRORS, FieldError, InvalidRide, Ride, Target
 
+MAX_NUMBER = 1e9
+"""The largest coefficient: no minutes or dollars of anything get there, and no sum of them overflows."""
+
 _BLOCK = 16_384  # rows scored at a time: what the arrays of a block need stays in the processor's cache
 
 
@@ -78,15 +81,15 @@ class LinearModel:
     Raises
     ------
     ModelError
-        If a number isn't finite, or a token is one that no ride can produce: it would silently count as zero.
+        If a number isn't finite or absurdly large, or a token is one that no ride can produce: it would silently count as zero.
     """
 
     def __init__(
         self, intercept: float, coefficients: Mapping[str, float], metadata: Metadata | None = None, sha256: str = ""
     ) -> None:
         values = np.array([intercept, *coefficients.values()], np.float64)
-        if not np.isfinite(values).all():
-            raise ModelError("it has coefficients that are not finite numbers")
+        if not (np.abs(values) <= MAX_NUMBER).all():  # NaN is not either
+            raise ModelError(f"it has coefficients that are not finite numbers of at most {MAX_NUMBER:g}")
         found: dict[str, dict[int, float]] = {}
         for token, value in coefficients.items():
             name, equals, suffix = token.partition("=")

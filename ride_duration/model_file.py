@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ride_duration.model import LinearModel, Metadata, ModelError
+from ride_duration.model import MAX_NUMBER, LinearModel, Metadata, ModelError
 from ride_duration.pickles import Opaque, PickleError, read_pickle
-from ride_duration.ride import Target
+from ride_duration.ride import InvalidRide, Target
 
 MAX_BYTES = 16 * 2**20
 
@@ -142,8 +142,8 @@ def _vocabulary(vectorizer: dict[str, Any]) -> dict[str, int]:
 def _floats(value: Any, what: str) -> NDArray[np.float64]:
     """A number, or an array of them as numpy pickles it; flat."""
     match value:
-        case float() | int():
-            return np.array([value], np.float64)
+        case float():
+            return np.array([value])
         case Opaque(name=name, args=(Opaque() as dtype, bytes(raw))) if name.endswith(".scalar"):
             pass
         case Opaque(name=name, args=(bytes(raw), Opaque() as dtype, tuple(), _)) if name.endswith("._frombuffer"):
@@ -172,14 +172,22 @@ def _metadata(value: Any) -> Metadata:
     if not (math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(metadata.floor)):
         raise ModelError("its metadata_ has bounds that are not finite numbers in order")
     table = metadata.interval
-    if table and not all(-1 <= below <= 0 <= above < 100 for below, above in (table.time_known, table.time_unknown)):
+    if table and not (
+        0 < table.level < 1
+        and table.offset + low >= 0
+        and table.offset <= MAX_NUMBER
+        and all(-1 <= below <= 0 <= above <= 100 for below, above in (table.time_known, table.time_unknown))
+    ):
         raise ModelError("its metadata_ has an interval that does not hold its prediction")
     return metadata
 
 
 def _check_golden(model: LinearModel, metadata: Metadata) -> None:
     for number, golden in enumerate(metadata.golden, 1):
-        got = model.predict(golden.ride)
+        try:
+            got = model.predict(golden.ride)
+        except InvalidRide as error:
+            raise ModelError(f"its golden ride {number} is one that it has no answer for: {error}") from None
         if not math.isclose(got, golden.prediction, abs_tol=_GOLDEN_TOLERANCE):
             raise ModelError(
                 f"its golden ride {number} gives {got:.6f} here, and {golden.prediction:.6f} where it was trained: "

@@ -5,7 +5,7 @@ refuses is read again, field by field, and that second pass decides and names ev
 the annotations of `Ride` are its fast subset, made of the same limits.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NamedTuple
@@ -96,7 +96,7 @@ def decode_rides(body: bytes) -> Ride | list[Ride]:
     """
     try:
         return _decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _decode_slowly(body)
 
 
@@ -230,8 +230,3 @@ def _shown(value: object) -> str:
         return "an array"
     text = msgspec.json.encode(value, enc_hook=repr).decode()
     return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def iter_rides(rides: Ride | list[Ride]) -> Iterator[Ride]:
-    """Each ride of what `decode_rides` gave."""
-    yield from rides if isinstance(rides, list) else (rides,)

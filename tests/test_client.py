@@ -200,3 +200,60 @@ def test_the_client_is_one_file_that_needs_nothing_of_the_project(tmp_path: Path
     command = [sys.executable, "client.py", "--pickup", "130", "--dropoff", "205", "--distance", "3.66", "--url", service]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(run.stdout)["duration"] == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rides.parquet", b"nope", "can't be read"),
+        ("rides.csv", b"PULocationID\n" + b"1" * 200_000, "can't be read"),
+        ("rides.csv", b"\xff\xfe", "can't be read"),
+        ("rides.jsonl", b"[" * 200_000, "can't be read"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_told_by_its_name(
+    service: str, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    result = run(service, str(tmp_path / name))
+    assert result.exit_code == 1
+    assert not isinstance(result.exception, (ValueError, TypeError, RecursionError))
+    assert words in result.output
+    assert name in result.output
+
+
+def test_cells_that_are_no_numbers_are_refused_in_their_rows(service: str, tmp_path: Path) -> None:
+    cells = ["nan", "inf", "1_0", "three", "3"]
+    path = tmp_path / "rides.csv"
+    path.write_text("PULocationID,DOLocationID,trip_distance\n" + "".join(f"130,205,{cell}\n" for cell in cells))
+    result = CliRunner().invoke(module.main, [str(path), "--url", service])
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert [bool(row["error"]) for row in rows] == [True, True, True, True, False]
+    assert all("trip_distance must be" in row["error"] for row in rows[:4])
+
+
+def test_every_refused_field_of_a_ride_is_in_its_row(service: str, tmp_path: Path) -> None:
+    path = rides_file(tmp_path / "rides.jsonl", [RIDE | {"PULocationID": 0, "trip_distance": -1}])
+    result = CliRunner().invoke(module.main, [str(path), "--url", service])
+    (row,) = csv.DictReader(result.stdout.splitlines())
+    assert "PULocationID" in row["error"]
+    assert "trip_distance" in row["error"]
+
+
+def test_json_lines_may_have_a_mark_and_blank_lines(service: str, tmp_path: Path) -> None:
+    path = tmp_path / "rides.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(RIDE).encode() + b"\n\n")
+    assert "1 rides scored" in run(service, str(path)).output
+
+
+def test_the_rides_themselves_are_not_overwritten(service: str, tmp_path: Path) -> None:
+    path = rides_file(tmp_path / "rides.csv", [RIDE])
+    before = path.read_bytes()
+    result = run(service, str(path), "--out", str(path))
+    assert result.exit_code == 2
+    assert path.read_bytes() == before
+
+
+def test_ten_thousand_rides_with_long_names_go_in_a_call(client: RideDurationClient) -> None:
+    rides = [RIDE | {"ride_id": "é" * 64}] * 10_000
+    assert len(list(client.predict_many(rides, chunk=10_000))) == 10_000

@@ -197,6 +197,23 @@ def with_metadata(**changes: Any) -> Callable[[Estimator], Any]:
     return change
 
 
+def table(**changes: Any) -> dict[str, Any]:
+    return {"level": 0.8, "offset": 4.0, "time_known": [-0.2, 0.3], "time_unknown": [-0.2, 0.3]} | changes
+
+
+def with_intercept(value: Any) -> Any:
+    pair = fitted(Ridge())
+    pair[1].intercept_ = value
+    return pair
+
+
+def golden_without_distance(estimator: Estimator) -> Any:
+    metadata = with_metadata(golden=[{"ride": RIDE | {"trip_distance": None}, "prediction": 1.0}])(estimator)[1].metadata_
+    vectorizer, ridge = fitted(Ridge(), [{"trip_distance": 1.0}, {"trip_distance": 2.0}])
+    ridge.metadata_ = metadata
+    return vectorizer, ridge
+
+
 def truncated(estimator: Estimator) -> Any:
     vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
     ridge.coef_ = ridge.coef_[:-1]
@@ -245,6 +262,12 @@ UNFIT: dict[str, tuple[Callable[[Estimator], Any], str]] = {
     "bounds that are not numbers": (with_metadata(bounds=[1, math.nan]), "bounds"),
     "a golden ride that is answered otherwise": (with_metadata(golden=[{"ride": RIDE, "prediction": 1.5}]), "golden ride 1"),
     "a golden ride that is none": (with_metadata(golden=[{"ride": {"PULocationID": 0}, "prediction": 1.5}]), "metadata_"),
+    "an intercept of 600 digits": (lambda _: with_intercept(2**2000), "an intercept"),
+    "numbers whose sum overflows": (lambda _: with_coefficient(1e308), "not finite"),
+    "an interval upside down": (with_metadata(interval=table(offset=-1000.0)), "interval"),
+    "an interval of NaN": (with_metadata(interval=table(offset=math.nan)), "interval"),
+    "an interval that leaves its prediction out": (with_metadata(interval=table(time_known=[0.1, 0.2])), "interval"),
+    "a golden ride that the model has no answer for": (golden_without_distance, "golden ride 1"),
     "a version as long as a book": (with_metadata(version="1" * 1000), "metadata_"),
     "metadata that is none": (with_metadata(rows="many"), "metadata_"),
 }

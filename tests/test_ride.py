@@ -122,6 +122,8 @@ def test_what_is_not_a_ride_or_an_array_of_some_is_refused(value: Any) -> None:
         b"[1,]",
         b"\xff",
         b"[" * 100_000,
+        b'{"PULocationID":1,"DOLocationID":2,"trip_distance":1,"ride_id":"\xff"}',
+        b'{"PULocationID":1,"DOLocationID":2,"trip_distance":1,"\xff":1}',
         b'"\\ud800"',
         b"1e999",
     ],
@@ -162,6 +164,15 @@ def test_the_fast_pass_is_a_subset_of_the_field_by_field_pass(value: Any) -> Non
 @given(rides)
 def test_a_ride_survives_being_written_and_read(ride: Ride) -> None:
     assert decode_rides(msgspec.json.encode(ride)) == ride
+
+
+@given(st.sampled_from([*module.FIELDS, "extra"]), st.binary(max_size=4))
+def test_bytes_that_are_not_utf8_are_never_more_than_not_json(name: str, junk: bytes) -> None:
+    body = b'{"PULocationID":1,"DOLocationID":2,"trip_distance":1,"%s":"%s"}' % (name.encode(), junk)
+    try:
+        decode_rides(body)
+    except (NotJSON, InvalidRide) as error:
+        assert str(error)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))

@@ -243,3 +243,22 @@ def test_an_interrupted_training_leaves_the_old_file_and_nothing_beside_it(recor
 
 def test_help_shows_how_to_train() -> None:
     assert "--test-month 2021-02" in CliRunner().invoke(train.main, ["--help"]).output
+
+
+def test_too_few_rides_are_refused(tmp_path: Path) -> None:
+    path = make_records(tmp_path / "few.parquet", rows=50)
+    assert "too few to train on" in refusal(run(tmp_path, tmp_path / "model.bin", str(path)))
+    assert not (tmp_path / "model.bin").exists()
+
+
+def test_final_without_a_test_is_refused(records: Path, tmp_path: Path) -> None:
+    assert "--final" in refusal(run(records, tmp_path / "model.bin", *JANUARY, "--final"))
+
+
+def test_rides_of_years_that_no_ride_may_have_are_dropped(tmp_path: Path) -> None:
+    old = make_records(tmp_path / "old.parquet", "2006-01", rows=300)
+    new = make_records(tmp_path / "new.parquet", "2021-01")
+    result = run(tmp_path, tmp_path / "model.bin", str(old), str(new))
+    assert result.exit_code == 0, result.output
+    assert "-300 pickup outside 2009 to 2100" in result.stdout
+    assert "nothing is left" in refusal(run(tmp_path, tmp_path / "model.bin", str(old)))

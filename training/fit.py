@@ -13,7 +13,7 @@ from ride_duration.features import GROUP, MODEL_GROUPS, Group
 from ride_duration.inputs import MAX_SCORED_MILES, UNKNOWN_HOUR, Columns, inputs_of_columns
 from ride_duration.model import Interval, LinearModel, Metadata
 from ride_duration.ride import Target
-from training.records import TARGETS, Trips
+from training.records import TARGETS, RecordsError, Trips
 
 COURSE_GROUPS = [GROUP["PU_DO"], GROUP["trip_distance"]]
 
@@ -24,6 +24,9 @@ TIMELESS_WEIGHT = 0.1
 FEWEST_ROWS, RIDES_A_ROW = 7, 40_000
 """A feature that fewer rows than this have is dropped (each ride is two rows); more rows when there are many rides, which keeps
 the file of millions of rides small."""
+
+FEWEST_RIDES = 100
+"""Rides that can be learnt from at all."""
 
 FLOOR = 0.8
 """Minutes a mile below which no ride is predicted: 75 miles an hour."""
@@ -52,11 +55,13 @@ def design(rides: Columns, groups: list[Group]) -> sp.csr_matrix:
 
 
 def fit(trips: Trips, groups: list[Group] = MODEL_GROUPS) -> Estimator:
-    """Fit the vectorizer and the regression.
+    """Fit the vectorizer and the regression; RecordsError when there are too few trips.
 
     Each ride is seen twice, once without its time, so that one model answers both. The weights of the feature list go into the
     penalty and out of the coefficients again: `dv.transform` of `features(ride)` is what the regression takes.
     """
+    if len(trips.actual) < FEWEST_RIDES:
+        raise RecordsError(f"{len(trips.actual):,} rides are too few to train on; give at least {FEWEST_RIDES:,}")
     rides = trips.rides
     meter_errors = rides.trip_distance > MAX_SCORED_MILES
     rides = rides._replace(trip_distance=np.where(meter_errors, np.nan, rides.trip_distance))
@@ -107,7 +112,7 @@ def as_recorded(trips: Trips) -> Columns:
 def calibrate(trips: Trips, target: Target) -> Interval | None:
     """The interval that held 80 % of later rides: three times, a model fitted on what came before is asked for what came next.
 
-    None when the trips don't span enough days for that.
+    None when there are too few trips for that.
     """
     cuts = np.quantile(trips.pickup.astype(np.int64), [1 / 3, 5 / 9, 7 / 9, 1]).astype(trips.pickup.dtype)
     ends: dict[str, tuple[float, float]] = {}
@@ -115,7 +120,7 @@ def calibrate(trips: Trips, target: Target) -> Interval | None:
     for start, end in pairwise(cuts):
         before = trips.part(trips.pickup < start)
         after = trips.part((trips.pickup >= start) & (trips.pickup < end))
-        if not (len(before.actual) and len(after.actual)):
+        if min(len(before.actual), len(after.actual)) < FEWEST_RIDES:
             return None
         model = linear_model(fit(before), target)
         for name, rides in (("time_known", after.rides), ("time_unknown", without_time(after.rides))):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ride_duration.inputs import Columns, hours_of_week
-from ride_duration.ride import MAX_MILES, Target
+from ride_duration.ride import FIRST_YEAR, LAST_YEAR, MAX_MILES, Target
 from ride_duration.zones import FIRST_ZONE, LAST_ZONE
 
 PREFIXES = {"green": "lpep", "yellow": "tpep"}
@@ -167,6 +167,7 @@ def _clean(columns: list[NDArray[Any]], month: np.datetime64 | None, account: Co
     duration = (dropoff - pickup) / np.timedelta64(1, "m")
     actual = rest[0] if rest else duration
     outside = np.zeros(len(pickup), bool) if month is None else pickup.astype("datetime64[M]") != month
+    years = pickup.astype("datetime64[Y]").astype(np.int64) + 1970
     zones = np.stack([pickup_zone, dropoff_zone])
     kept = np.ones(len(pickup), bool)
     unrecorded = np.isnan(actual)
@@ -175,8 +176,9 @@ def _clean(columns: list[NDArray[Any]], month: np.datetime64 | None, account: Co
     account["read"] += len(pickup)
     for reason, bad in {
         "no pickup or drop-off time": np.isnan(duration),
+        f"pickup outside {FIRST_YEAR} to {LAST_YEAR}": (years < FIRST_YEAR) | (years > LAST_YEAR),
         f"pickup outside {month}": outside,
-        "zone null or not of TLC's": ~((zones >= FIRST_ZONE) & (zones <= LAST_ZONE)).all(axis=0),
+        "zone null or not of TLC's": ~((zones >= FIRST_ZONE) & (zones <= LAST_ZONE) & (zones == np.floor(zones))).all(axis=0),
         f"{target} not recorded": unrecorded,
     }.items():
         account[reason] += int((kept & bad).sum())

@@ -15,7 +15,7 @@ def integer(name: str, default: int, low: int, high: int) -> int:
     text = os.environ.get(name, "")
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and low <= int(text[:10]) <= high):
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
         sys.exit(f"{name} must be a whole number from {low} to {high:,}; got {text[:60]!r}")
     return int(text)
 
