@@ -10,12 +10,12 @@ settings.share_counts(memory)
 
 bind = f"0.0.0.0:{settings.port()}"
 workers = settings.workers()
-threads = 4
-worker_class = "gthread"  # keeps connections open; the default, sync, closes each after one answer
+worker_class = "web.worker.Worker"  # gthread, which keeps connections open (sync closes each), and bears slow clients
+threads = 64  # at most: they start when none is idle, which is when clients are slow to send
 keepalive = 75  # longer than the idle timeout of the usual load balancers (60 s), so that they close first
 preload_app = True  # one copy of the model for all workers; a model that can't be served ends the service at once
 worker_tmp_dir = memory
-graceful_timeout = 10
+graceful_timeout = 8 + settings.drain_seconds()
 control_socket_disable = True  # nothing here uses it, and it wants a writable home
 
 

@@ -21,6 +21,7 @@ from ride_duration.watch import WatchedModel, as_utc
 from web import logs, metrics, problems
 from web.body import read_json_body
 from web.problems import Problem
+from web.worker import DRAINING
 
 READINESS_RIDE = check_ride(EXAMPLE)
 
@@ -92,6 +93,8 @@ def create_app(models: WatchedModel) -> Flask:
     @app.get("/readyz")
     def ready() -> Response:
         read_flags()
+        if DRAINING.is_set():
+            raise Problem("not-ready", "This worker is about to end.")
         model = models.current.model
         try:
             answer = model.predict(READINESS_RIDE)

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -529,3 +530,93 @@ def wait_for_version(url: str, version: str) -> None:
         return row >= 20
 
     wait_until(enough)
+
+
+def test_clients_that_stall_do_not_keep_others_waiting(serve: Callable[..., Any]) -> None:
+    with serve() as (url, _, _), ExitStack() as stack:
+        host, port = url.removeprefix("http://").split(":")
+
+        def connect(data: bytes) -> socket.socket:
+            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            connection.sendall(data)
+            return connection
+
+        idle = [connect(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(200)]
+        assert all(b"200 OK" in connection.recv(4096) for connection in idle)
+        bodies = [connect(HEAD + b'Content-Length: 100\r\n\r\n{"PULocationID"') for _ in range(25)]
+        heads = [connect(HEAD[:-5]) for _ in range(25)]
+        slowest = 0.0
+        for _ in range(40):
+            began = time.monotonic()
+            assert requests.post(f"{url}/predict", json=RIDE, timeout=5).ok
+            slowest = max(slowest, time.monotonic() - began)
+        assert slowest < 5
+        # and each of them is let go, with an answer where there is something to answer
+        for connection in bodies:
+            assert b" 408 " in connection.recv(4096)
+        for connection in heads:
+            assert connection.recv(4096) == b""
+        idle[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in idle[0].recv(4096)
+
+
+def test_a_worker_that_drains_says_so_while_it_still_answers_and_then_ends(serve: Callable[..., Any]) -> None:
+    with serve(DRAIN_SECONDS="2") as (url, process, _):
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: requests.get(f"{url}/readyz", timeout=5).status_code == 503)
+        answered = 0
+        while process.poll() is None:
+            try:
+                with requests.Session() as session:  # a new connection
+                    assert session.post(f"{url}/predict", json=RIDE, timeout=5).ok
+                    answered += 1
+            except requests.ConnectionError:
+                break  # its time was over
+        assert answered > 20
+        assert process.wait(timeout=15) == 0
+
+
+def test_a_rolling_deploy_behind_a_client_that_obeys_readiness_fails_no_request(serve: Callable[..., Any]) -> None:
+    with ExitStack() as stack:
+        instances = [stack.enter_context(serve(DRAIN_SECONDS="2")) for _ in range(2)]
+        ready = [instance.url for instance in instances]
+        stop, failures, answers = threading.Event(), list[Exception](), [0]
+
+        def probe() -> None:
+            while not stop.is_set():
+                for instance in list(instances):
+                    try:
+                        good = requests.get(f"{instance.url}/readyz", timeout=2).ok
+                    except requests.RequestException:
+                        good = False
+                    if good and instance.url not in ready:
+                        ready.append(instance.url)
+                    elif not good and instance.url in ready:
+                        ready.remove(instance.url)
+                stop.wait(0.2)
+
+        def load() -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                try:
+                    assert requests.post(f"{ready[number % len(ready)]}/predict", json=RIDE, timeout=5).ok
+                    answers[0] += 1
+                except Exception as error:
+                    failures.append(error)
+
+        threads = [threading.Thread(target=work) for work in (probe, load, load)]
+        for thread in threads:
+            thread.start()
+        try:
+            for old in list(instances):
+                instances.append(stack.enter_context(serve(DRAIN_SECONDS="2")))
+                wait_until(lambda: instances[-1].url in ready)
+                old.process.send_signal(signal.SIGTERM)
+                assert old.process.wait(timeout=15) == 0
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert failures == []
+        assert answers[0] > 200

@@ -4,6 +4,7 @@ from flask import Request
 from gunicorn.http.errors import ParseException
 
 from web.problems import Problem
+from web.worker import TooSlowError
 
 MAX_BODY = 2 * 2**20
 
@@ -28,6 +29,8 @@ def read_json_body(request: Request) -> bytes:
         try:
             while len(body) <= MAX_BODY and (chunk := request.stream.read(MAX_BODY + 1 - len(body))):
                 body += chunk
+        except TooSlowError:
+            raise Problem("too-slow", "The body did not arrive in time.", close=True) from None
         except (ParseException, OSError):
             raise Problem("incomplete-body", "The body broke off, or its chunks are malformed.", close=True) from None
         if len(body) <= MAX_BODY:

@@ -24,6 +24,7 @@ class Kind(NamedTuple):
 KINDS = {
     "not-json": Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
     "incomplete-body": Kind(HTTPStatus.BAD_REQUEST, "The body did not arrive whole"),
+    "too-slow": Kind(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time"),
     "not-found": Kind(HTTPStatus.NOT_FOUND, "There is nothing here"),
     "method-not-allowed": Kind(HTTPStatus.METHOD_NOT_ALLOWED, "This route takes other methods"),
     "too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),

@@ -30,6 +30,11 @@ def workers() -> int:
     return integer("WEB_CONCURRENCY", available_cpus(), 1, 256)
 
 
+def drain_seconds() -> int:
+    """`DRAIN_SECONDS`: how long a worker that is told to end still takes connections, while /readyz answers 503."""
+    return integer("DRAIN_SECONDS", 0, 0, 300)
+
+
 def available_cpus(cgroup: Path = _CGROUP) -> int:
     """CPUs that this process may use: its affinity, and what a container's quota (cgroup v2 or v1) leaves of it."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
