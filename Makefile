@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test train models lint lock image clean
+.PHONY: help venv serve test test-slow train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -23,7 +23,10 @@ serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CO
 	$(BIN)/gunicorn predict:app
 
 test: $(call installed,packages train report client dev-packages) ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: $(call installed,packages train report client dev-packages) ## run the tests that take minutes: fuzzing, memory, deploys under load
+	$(BIN)/pytest -m slow
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)

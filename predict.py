@@ -18,7 +18,7 @@ from ride_duration.inputs import Columns
 from ride_duration.model import ModelError
 from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides
 from ride_duration.watch import WatchedModel, as_utc
-from web import logs, metrics, problems
+from web import logs, metrics, problems, settings
 from web.body import read_json_body
 from web.problems import Problem
 from web.worker import DRAINING
@@ -31,6 +31,7 @@ def create_app(models: WatchedModel) -> Flask:
     app = Flask(__name__, static_folder=None)
     problems.register(app)
     metrics.register(app, models)
+    with_rides = settings.log_rides()
     logs.register(app)  # the last to be registered is the first to see an answer: it times the request
 
     @app.post("/predict")
@@ -52,6 +53,8 @@ def create_app(models: WatchedModel) -> Flask:
             if interval:
                 answer["intervals"] = np.column_stack(model.interval_columns(columns, durations)).tolist()
             g.fields["rides"] = len(rides)
+            if with_rides:
+                g.fields["scored"] = [{"ride": r, "duration": d} for r, d in zip(rides, answer["durations"], strict=True)]
         else:
             answer |= {"duration": model.predict(rides), "model_version": model.version}
             metrics.count_predictions(answer["duration"])
@@ -62,6 +65,8 @@ def create_app(models: WatchedModel) -> Flask:
             if rides.ride_id is not UNSET:
                 answer["ride_id"] = g.fields["ride_id"] = rides.ride_id
             g.fields["rides"] = 1
+            if with_rides:
+                g.fields["scored"] = [{"ride": rides, "duration": answer["duration"]}]
         return as_json(answer)
 
     @app.get("/model")
@@ -137,7 +142,5 @@ except ModelError as error:
 
 
 if __name__ == "__main__":
-    from web.settings import port
-
     models.watch()
-    app.run(host="127.0.0.1", port=port(), use_reloader=True, use_debugger=False)
+    app.run(host="127.0.0.1", port=settings.port(), use_reloader=True, use_debugger=False)

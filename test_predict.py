@@ -327,6 +327,16 @@ def test_sigterm_ends_the_service_with_exit_code_0(serve: Callable[..., Any]) ->
     assert {"time", "request_id", "method", "milliseconds"} <= set(line)
 
 
+def test_rides_are_logged_when_asked_for(serve: Callable[..., Any]) -> None:
+    with serve(LOG_RIDES="1") as (url, _, log):
+        duration = requests.post(f"{url}/predict", json=RIDE | {"ride_id": "a"}, timeout=5).json()["duration"]
+        requests.post(f"{url}/predict", json=[RIDE], timeout=5)
+        wait_until(lambda: log.read_text().count('"scored"') == 2)
+        lines = [json.loads(line) for line in log.read_text().splitlines() if '"scored"' in line]
+    assert [len(line["scored"]) for line in lines] == [1, 1]
+    assert {"ride": RIDE | {"ride_id": "a"}, "duration": duration} in [line["scored"][0] for line in lines]
+
+
 @pytest.mark.parametrize(
     ("environment", "reason"),
     [

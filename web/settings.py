@@ -35,6 +35,11 @@ def drain_seconds() -> int:
     return integer("DRAIN_SECONDS", 0, 0, 300)
 
 
+def log_rides() -> bool:
+    """`LOG_RIDES=1`: whether the log has each ride and its duration."""
+    return bool(integer("LOG_RIDES", 0, 0, 1))
+
+
 def available_cpus(cgroup: Path = _CGROUP) -> int:
     """CPUs that this process may use: its affinity, and what a container's quota (cgroup v2 or v1) leaves of it."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
