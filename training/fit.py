@@ -31,7 +31,7 @@ FEWEST_RIDES = 100
 FLOOR = 0.8
 """Minutes a mile below which no ride is predicted: 75 miles an hour."""
 
-LEVEL, OFFSET = 0.8, 4.0
+LEVEL, OFFSET = 0.8, 5.0
 
 Values = NDArray[np.float64]
 Estimator = tuple[DictVectorizer, Ridge | LinearRegression]
