@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 from msgspec import UNSET
 
 from ride_duration.explanation import explain
@@ -18,7 +18,8 @@ from ride_duration.inputs import Columns
 from ride_duration.model import ModelError
 from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides
 from ride_duration.watch import WatchedModel, as_utc
-from web import logs, metrics, problems, settings
+from web import access, logs, metrics, problems, settings
+from web.access import Access
 from web.body import read_json_body
 from web.problems import Problem
 from web.worker import DRAINING
@@ -32,41 +33,44 @@ def create_app(models: WatchedModel) -> Flask:
     problems.register(app)
     metrics.register(app, models)
     with_rides = settings.log_rides()
-    logs.register(app)  # the last to be registered is the first to see an answer: it times the request
+    logs.set_up()
+    app.wsgi_app = Access(app.wsgi_app)  # type: ignore[method-assign]
 
     @app.post("/predict")
     def predict() -> Response:
         model = models.current.model  # one model from start to end, whatever becomes of the file
+        environ = request.environ
         interval, explanation = read_flags("interval", "explain")
         if interval and not model.has_interval:
             raise refused_parameter("interval", "can't be true: this model has no calibrated interval")
-        rides = decode_rides(read_json_body(request))
+        rides = decode_rides(read_json_body(environ))
         answer: dict[str, Any] = {}
-        g.fields = {"model_version": model.version}
+        seen = environ[access.FIELDS]
+        seen["model_version"] = model.version
         if isinstance(rides, list):
             if explanation:
                 raise refused_parameter("explain", "goes with one ride, not with an array")
             columns = Columns.of(rides)
             durations = model.predict_columns(columns)
             answer |= {"durations": durations.tolist(), "model_version": model.version}
-            metrics.count_predictions(durations)
+            metrics.count_rides(durations)
             if interval:
                 answer["intervals"] = np.column_stack(model.interval_columns(columns, durations)).tolist()
-            g.fields["rides"] = len(rides)
+            seen["rides"] = len(rides)
             if with_rides:
-                g.fields["scored"] = [{"ride": r, "duration": d} for r, d in zip(rides, answer["durations"], strict=True)]
+                seen["scored"] = [{"ride": r, "duration": d} for r, d in zip(rides, answer["durations"], strict=True)]
         else:
             answer |= {"duration": model.predict(rides), "model_version": model.version}
-            metrics.count_predictions(answer["duration"])
+            metrics.count_rides(answer["duration"])
             if interval:
                 answer["interval"] = model.interval(rides, answer["duration"])
             if explanation:
                 answer["explanation"] = explain(model, rides)
             if rides.ride_id is not UNSET:
-                answer["ride_id"] = g.fields["ride_id"] = rides.ride_id
-            g.fields["rides"] = 1
+                answer["ride_id"] = seen["ride_id"] = rides.ride_id
+            seen["rides"] = 1
             if with_rides:
-                g.fields["scored"] = [{"ride": rides, "duration": answer["duration"]}]
+                seen["scored"] = [{"ride": rides, "duration": answer["duration"]}]
         return as_json(answer)
 
     @app.get("/model")
@@ -119,6 +123,8 @@ def as_json(content: object) -> Response:
 
 def read_flags(*allowed: str) -> list[bool]:
     """The query's parameters, each true or false, false when left out; any other is refused: a typo must not pass silently."""
+    if not request.environ.get("QUERY_STRING"):
+        return [False] * len(allowed)
     for name in request.args:
         if name not in allowed:
             raise refused_parameter(

@@ -27,7 +27,7 @@ Target = Literal["duration", "fare", "tip"]
 
 NEW_YORK = ZoneInfo("America/New_York")
 
-EXAMPLE = {"PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66, "pickup_datetime": "2021-02-01T08:15"}
+EXAMPLE = {"PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66, "pickup_datetime": "2021-02-01T08:15:00"}
 
 _INT64 = 2**63
 

@@ -133,7 +133,7 @@ def test_every_setting_is_in_the_readme() -> None:
     sources = "".join(path.read_text() for path in PROJECT.glob("*.py")) + "".join(
         path.read_text() for path in PROJECT.glob("web/*.py")
     )
-    named = set(re.findall(r'(?:environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))
+    named = set(re.findall(r'(?:os\.environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))
     assert named >= {"MODEL", "PORT", "WEB_CONCURRENCY", "TLC_URL"}
     listed = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert named == listed

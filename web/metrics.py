@@ -3,10 +3,11 @@
 import os
 from bisect import bisect_right
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from flask import Flask, Response, g, request
+from flask import Flask, Response
 from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -20,9 +21,8 @@ SECONDS = Histogram(
     "Time from a request's headers to its answer.",
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
-RIDES = Counter("ride_duration_rides_total", "Rides scored.")
 REFUSALS = Counter("ride_duration_refused_fields_total", "Fields of rides that were refused.", ["field"])
-MINUTES = Counter("ride_duration_predictions_total", "Rides scored, by the minutes predicted.", ["minutes"])
+RIDES = Counter("ride_duration_rides_total", "Rides scored, by the minutes predicted.", ["minutes"])
 MODEL = Gauge(
     "ride_duration_model_workers", "Workers that serve a model, by its version.", ["version"], multiprocess_mode="livesum"
 )
@@ -36,17 +36,14 @@ MODEL_REFUSALS = Gauge(
 
 _EDGES = [2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0]
 _RANGES = ["0-2", *(f"{low:g}-{high:g}" for low, high in pairwise(_EDGES)), "60-"]
+_RIDES = [RIDES.labels(minutes) for minutes in _RANGES]
+
+_requests = lru_cache(1000)(REQUESTS.labels)
 
 
 def register(app: Flask, models: WatchedModel) -> None:
-    """Count what `app` answers, and serve the counts at /metrics."""
+    """Serve the counts at /metrics, the models' among them."""
     serving = ""
-
-    @app.after_request
-    def count(response: Response) -> Response:
-        REQUESTS.labels(request.url_rule.rule if request.url_rule else "none", response.status_code).inc()
-        SECONDS.observe(g.seconds)
-        return response
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -65,15 +62,20 @@ def register(app: Flask, models: WatchedModel) -> None:
     models.on_look = show_model
 
 
-def count_predictions(minutes: float | NDArray[np.float64]) -> None:
-    """Count rides that were scored, and their durations."""
-    RIDES.inc(np.size(minutes))
+def count_request(route: str | None, status: int, seconds: float) -> None:
+    """Count a request that was answered; those of no route are counted together."""
+    _requests(route or "none", status).inc()
+    SECONDS.observe(seconds)
+
+
+def count_rides(minutes: float | NDArray[np.float64]) -> None:
+    """Count rides that were scored, by their durations."""
     if isinstance(minutes, float):
-        MINUTES.labels(_RANGES[bisect_right(_EDGES, minutes)]).inc()
+        _RIDES[bisect_right(_EDGES, minutes)].inc()
     else:
         for place, rides in enumerate(np.bincount(np.searchsorted(_EDGES, minutes, side="right"))):
             if rides:
-                MINUTES.labels(_RANGES[place]).inc(int(rides))
+                _RIDES[place].inc(int(rides))
 
 
 def count_refusals(errors: Iterable[FieldError]) -> None:

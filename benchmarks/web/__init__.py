@@ -1,0 +1,1 @@
+"""What the web service costs, beside others: `python -m benchmarks.web`."""
