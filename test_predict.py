@@ -313,6 +313,29 @@ def test_a_body_that_does_not_arrive_is_a_400(service: str, head: bytes, body: b
     assert b"application/problem+json" in answer
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n\r\n", 414),
+        (HEAD + b"X-Long: " + b"x" * 9000 + b"\r\n\r\n", 431),
+        (HEAD + b"".join(b"X-%d: 1\r\n" % number for number in range(101)) + b"\r\n", 431),
+        (HEAD + b"Content-Length: -1\r\n\r\n", 400),
+        (HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", 400),
+        (HEAD + b"Transfer-Encoding: gzip\r\n\r\n", 400),
+        (b"POST /predict HTTP/9.9\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+    ],
+    ids=["first line", "a header", "101 headers", "negative length", "two lengths", "coding", "version", "TLS"],
+)
+def test_what_is_not_http_or_beyond_its_limits_is_a_problem_too(service: str, request_bytes: bytes, status: int) -> None:
+    head, _, body = exchange(service, request_bytes).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), head
+    assert b"application/problem+json" in head
+    told = json.loads(body)
+    assert told["status"] == status
+    assert len(told["detail"]) > 10
+
+
 def test_sigterm_ends_the_service_with_exit_code_0(serve: Callable[..., Any]) -> None:
     with serve() as (url, process, log):
         assert requests.post(f"{url}/predict", json=RIDE).ok
@@ -455,23 +478,26 @@ def metrics_directories() -> set[str]:
     return set(glob("/dev/shm/ride-duration-*") + glob(f"{tempfile.gettempdir()}/ride-duration-*"))
 
 
-def versions_of(estimator: Estimator, count: int) -> list[bytes]:
+def versions_of(estimator: Estimator, count: int, **metadata: Any) -> list[bytes]:
     """Model files of one size that differ in their version and their answers."""
     files = []
     for number in range(count):
         vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
         ridge.intercept_ = 5.0 + number
-        ridge.metadata_ = msgspec.to_builtins(MODEL.metadata) | {"version": f"v{number:03}", "golden": []}
+        ridge.metadata_ = msgspec.to_builtins(MODEL.metadata) | {"version": f"v{number:03}", "golden": []} | metadata
         files.append(pickle.dumps((vectorizer, ridge)))
     assert len({len(data) for data in files}) == 1
     return files
 
 
 @pytest.mark.parametrize("how", ["replace", "symlink"])
+@pytest.mark.parametrize("swaps", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_replaced_model_serves_within_seconds_and_a_bad_one_is_refused_without_a_failed_request(
-    serve: Callable[..., Any], estimator: Estimator, tmp_path: Path, how: str
+    serve: Callable[..., Any], estimator: Estimator, tmp_path: Path, how: str, swaps: int
 ) -> None:
-    good = versions_of(estimator, 6)
+    """Every fourth replacement is a bad one: cut short, hostile, of another target, or no pickle at all."""
+    good = versions_of(estimator, 1 + swaps)
+    bad = [good[0][:-100], b"cos\nsystem\n(S'false'\ntR.", b"", b"no pickle", *versions_of(estimator, 1, target="fare")]
     path = tmp_path / "model.bin"
 
     def put(data: bytes, number: int) -> None:
@@ -490,10 +516,16 @@ def test_a_replaced_model_serves_within_seconds_and_a_bad_one_is_refused_without
     put(good[0], 0)
     expected = {f"v{n:03}": parse_model(data).predict(make_ride(130, 205, 3.66, None)) for n, data in enumerate(good)}
     assert len(set(expected.values())) == len(good)
-    with serve(MODEL=str(path)) as (url, _, _):
+    with serve(MODEL=str(path)) as (url, _, log):
         stop = threading.Event()
         seen: list[tuple[str, float]] = []
         failures: list[Any] = []
+        refused, slowest = 0, 0.0
+
+        def refusals() -> float:
+            """By the metrics, once both workers have logged as many."""
+            count = scrape(url)["ride_duration_model_refusals"]
+            return count if log.read_text().count("a new model file is refused") == 2 * count else -1
 
         def load() -> None:
             while not stop.is_set():
@@ -507,16 +539,22 @@ def test_a_replaced_model_serves_within_seconds_and_a_bad_one_is_refused_without
         for thread in threads:
             thread.start()
         try:
-            for number in range(1, 6):
-                put(good[number], number)
-                wait_for_version(url, f"v{number:03}")
-                if number == 3:
-                    put(good[3][:-100], 100)
-                    wait_until(lambda: requests.get(f"{url}/model", timeout=5).json()["refused"])
+            for number in range(1, swaps + 1):
+                began = time.monotonic()
+                if number % 4 == 3:
+                    put(bad[number // 4], number)
+                    refused += 1
+                    wait_until(lambda: refusals() == refused)  # noqa: B023
+                    assert requests.get(f"{url}/model", timeout=5).json()["refused"]["reason"]
+                else:
+                    put(good[number], number)
+                    wait_for_version(url, f"v{number:03}")
+                slowest = max(slowest, time.monotonic() - began)
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
+    print(f"\n{swaps} replacements, {refused} refused, {len(seen):,} answers, the slowest switch {slowest:.1f} s")
     assert failures == []
     assert len(seen) > 100
     assert all(duration == pytest.approx(expected[version], abs=1e-9) for version, duration in seen)
@@ -559,6 +597,7 @@ def test_clients_that_stall_do_not_keep_others_waiting(serve: Callable[..., Any]
             began = time.monotonic()
             assert requests.post(f"{url}/predict", json=RIDE, timeout=5).ok
             slowest = max(slowest, time.monotonic() - began)
+        print(f"\nbeside 25 stalled bodies, 25 stalled heads and 200 idle connections: {slowest * 1000:.0f} ms at most")
         assert slowest < 5
         # and each of them is let go, with an answer where there is something to answer
         for connection in bodies:

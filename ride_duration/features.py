@@ -194,8 +194,8 @@ class Group:
             return None
         index = 0
         for label, cells in zip(labels, self._cells, strict=True):
-            cell = cells.get(label, cells.get(label.removesuffix(".0")))
-            if cell is None:
+            cell = cells.get(label)
+            if cell is None and (cell := cells.get(label.removesuffix(".0"))) is None:
                 return None
             index = index * len(cells) + cell
         return index

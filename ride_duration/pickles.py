@@ -99,15 +99,10 @@ def _read(data: bytes, allowed: Collection[str]) -> Any:
         at += layout.size
         return value
 
-    def take(length: int) -> bytes:
-        nonlocal at
-        if length > len(data) - at:
-            raise PickleError("it is cut short, or says that it is longer than it is")
-        at += length
-        return data[at - length : at]
-
     def line() -> str:
-        return take(data.index(b"\n", at) + 1 - at)[:-1].decode()
+        nonlocal at
+        begin, at = at, data.index(b"\n", at) + 1
+        return data[begin : at - 1].decode()
 
     def since_mark() -> list[Any]:
         mark = len(stack) - 1
@@ -133,11 +128,17 @@ def _read(data: bytes, allowed: Collection[str]) -> Any:
         at += 1
         if opcode in _BLOBS:
             layout, convert = _BLOBS[opcode]
-            stack.append(convert(take(number(layout))))
+            begin = at + layout.size
+            at = begin + layout.unpack_from(data, at)[0]
+            if at > len(data):
+                raise PickleError("it is cut short, or says that it is longer than it is")
+            stack.append(convert(data[begin:at]))
         elif opcode == 0x94:  # MEMOIZE
             memo[len(memo)] = stack[-1]
         elif opcode in _NUMBERS:
-            stack.append(number(_NUMBERS[opcode]))
+            layout = _NUMBERS[opcode]
+            stack += layout.unpack_from(data, at)
+            at += layout.size
         elif opcode in _MEMO_GETS:
             stack.append(memo[number(_MEMO_GETS[opcode])])
         elif opcode in _MEMO_PUTS:

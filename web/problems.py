@@ -11,6 +11,8 @@ from werkzeug.exceptions import HTTPException
 from ride_duration.ride import EXAMPLE, FieldError, InvalidRide, NotJSON
 from web.metrics import count_refusals
 
+CONTENT_TYPE = "application/problem+json"
+
 log = logging.getLogger("ride_duration")
 
 
@@ -25,6 +27,9 @@ KINDS = {
     "not-json": Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
     "incomplete-body": Kind(HTTPStatus.BAD_REQUEST, "The body did not arrive whole"),
     "too-slow": Kind(HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time"),
+    "not-http": Kind(HTTPStatus.BAD_REQUEST, "The request is not HTTP as this service takes it"),
+    "uri-too-long": Kind(HTTPStatus.REQUEST_URI_TOO_LONG, "The request's first line is too long"),
+    "head-too-large": Kind(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too many or too long"),
     "not-found": Kind(HTTPStatus.NOT_FOUND, "There is nothing here"),
     "method-not-allowed": Kind(HTTPStatus.METHOD_NOT_ALLOWED, "This route takes other methods"),
     "too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
@@ -59,18 +64,25 @@ class Problem(Exception):
         super().__init__(detail)
         self.kind, self.detail, self.errors, self.close = kind, detail, errors, close
 
+    @property
+    def status(self) -> HTTPStatus:
+        """What it is answered with."""
+        return KINDS[self.kind].status
+
+    def content(self) -> bytes:
+        """The body of the answer."""
+        status, title = KINDS[self.kind]
+        return _content(f"urn:ride-duration:problem:{self.kind}", status, title, self.detail, self.errors)
+
     def response(self) -> Response:
         """The answer."""
-        status, title = KINDS[self.kind]
-        return _response(f"urn:ride-duration:problem:{self.kind}", status, title, self.detail, self.errors, self.close)
+        headers = {"Connection": "close"} if self.close else None
+        return Response(self.content(), self.status, headers, content_type=CONTENT_TYPE)
 
 
-def _response(
-    kind: str, status: int, title: str, detail: str, errors: list[FieldError] | None = None, close: bool = False
-) -> Response:
+def _content(kind: str, status: int, title: str, detail: str, errors: list[FieldError] | None = None) -> bytes:
     body = {"type": kind, "title": title, "status": status, "detail": detail}
-    content = msgspec.json.encode(body | ({"errors": errors} if errors else {}))
-    return Response(content, status, {"Connection": "close"} if close else None, content_type="application/problem+json")
+    return msgspec.json.encode(body | ({"errors": errors} if errors else {}))
 
 
 def register(app: Flask) -> None:
@@ -97,7 +109,8 @@ def register(app: Flask) -> None:
             detail = f"The routes are {routes}." if status == HTTPStatus.NOT_FOUND else str(error.description)
             response = Problem(_HTTP_KINDS[status], detail).response()
         else:
-            response = _response("about:blank", status, status.phrase, error.description or status.description)
+            content = _content("about:blank", status, status.phrase, error.description or status.description)
+            response = Response(content, status, content_type=CONTENT_TYPE)
         allow = dict(error.get_headers()).get("Allow")
         if allow:
             response.headers["Allow"] = allow

@@ -11,11 +11,20 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from gunicorn.http.errors import (
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+)
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from web import settings
+from web import logs, metrics, settings
+from web.problems import CONTENT_TYPE, Problem
 
 ARRIVAL_SECONDS = 10
 """Within which a request must have arrived whole: 2 MiB in it are 1.7 Mbit/s."""
@@ -107,6 +116,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if not kept:
             conn.close(graceful=True)
         return kept
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """Answer what never reaches the app, not being HTTP or within its limits, as a problem like any other."""
+        if not isinstance(exc, ParseException) or isinstance(exc, (InvalidResponseHeader, InvalidResponseHeaderName)):
+            super().handle_error(req, client, addr, exc)
+            return
+        kinds = {LimitRequestLine: "uri-too-long", LimitRequestHeaders: "head-too-large"}
+        problem = Problem(kinds.get(type(exc), "not-http"), f"{str(exc)[:200]}.")
+        metrics.count_request(None, problem.status, 0.0)
+        logs.write_request({"route": None, "status": problem.status, "detail": problem.detail})
+        content = problem.content()
+        head = (
+            f"HTTP/1.1 {problem.status} {problem.status.phrase}\r\nConnection: close\r\n"
+            f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        with suppress(OSError):  # a client that is gone
+            client.sendall(head.encode() + content)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM: drain, then end."""
