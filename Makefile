@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test test-slow train models lint lock image clean
+.PHONY: help venv serve test test-slow browser train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -27,6 +27,9 @@ test: $(call installed,packages train report client dev-packages) ## run the tes
 
 test-slow: $(call installed,packages train report client dev-packages) ## run the tests that take minutes: fuzzing, memory, deploys under load
 	$(BIN)/pytest -m slow
+
+browser: $(call installed,packages train report client dev-packages) ## install Chromium, which the tests of the page drive
+	@command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -qq -y chromium; } || $(BIN)/playwright install chromium
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)

@@ -1,6 +1,7 @@
 """What the tests share: made-up records, a model fitted on them, and the service as a real process."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pytest
 import requests
 from hypothesis import settings
 from hypothesis import strategies as st
+from playwright.sync_api import Browser, sync_playwright
 
 from ride_duration.ride import Ride
 from ride_duration.zones import STRAIGHT_MILES
@@ -150,6 +152,27 @@ def serve() -> Callable[..., Any]:
         return running(command, str(free_port()), PROJECT, **{"WEB_CONCURRENCY": "2"} | environment)
 
     return start
+
+
+def missing(part: str, command: str) -> NoReturn:
+    """Skip a test whose part is not on this machine; where CI has installed all parts, fail it."""
+    reason = f"{part} is not on this machine; `{command}` installs it"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium without a window; it may reach this machine only, and asks nobody anything."""
+    with sync_playwright() as playwright:
+        found = shutil.which("chromium") or shutil.which("google-chrome") or playwright.chromium.executable_path
+        if not Path(found).exists():
+            missing("Chromium", "make browser")
+        options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"]
+        chromium = playwright.chromium.launch(executable_path=found, args=options)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

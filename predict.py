@@ -18,9 +18,10 @@ from ride_duration.inputs import Columns
 from ride_duration.model import ModelError
 from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides
 from ride_duration.watch import WatchedModel, as_utc
-from web import access, logs, metrics, problems, settings
+from web import access, logs, metrics, openapi, pages, problems, settings
 from web.access import Access
 from web.body import read_json_body
+from web.contract import Description, Health, Prediction, Predictions, Readiness, Refused
 from web.problems import Problem
 from web.worker import DRAINING
 
@@ -29,7 +30,7 @@ READINESS_RIDE = check_ride(EXAMPLE)
 
 def create_app(models: WatchedModel) -> Flask:
     """The service for a file with a model of ride duration."""
-    app = Flask(__name__, static_folder=None)
+    app = Flask(__name__, static_folder="web/static", template_folder="web/templates")
     problems.register(app)
     metrics.register(app, models)
     with_rides = settings.log_rides()
@@ -44,33 +45,33 @@ def create_app(models: WatchedModel) -> Flask:
         if interval and not model.has_interval:
             raise refused_parameter("interval", "can't be true: this model has no calibrated interval")
         rides = decode_rides(read_json_body(environ))
-        answer: dict[str, Any] = {}
         seen = environ[access.FIELDS]
         seen["model_version"] = model.version
+        answer: Prediction | Predictions
         if isinstance(rides, list):
             if explanation:
                 raise refused_parameter("explain", "goes with one ride, not with an array")
             columns = Columns.of(rides)
             durations = model.predict_columns(columns)
-            answer |= {"durations": durations.tolist(), "model_version": model.version}
+            answer = Predictions(durations=durations.tolist(), model_version=model.version)
             metrics.count_rides(durations)
             if interval:
-                answer["intervals"] = np.column_stack(model.interval_columns(columns, durations)).tolist()
+                answer.intervals = np.column_stack(model.interval_columns(columns, durations)).tolist()
             seen["rides"] = len(rides)
             if with_rides:
-                seen["scored"] = [{"ride": r, "duration": d} for r, d in zip(rides, answer["durations"], strict=True)]
+                seen["scored"] = [{"ride": r, "duration": d} for r, d in zip(rides, answer.durations, strict=True)]
         else:
-            answer |= {"duration": model.predict(rides), "model_version": model.version}
-            metrics.count_rides(answer["duration"])
+            answer = Prediction(duration=model.predict(rides), model_version=model.version, ride_id=rides.ride_id)
+            metrics.count_rides(answer.duration)
             if interval:
-                answer["interval"] = model.interval(rides, answer["duration"])
+                answer.interval = model.interval(rides, answer.duration)
             if explanation:
-                answer["explanation"] = explain(model, rides)
+                answer.explanation = explain(model, rides)
             if rides.ride_id is not UNSET:
-                answer["ride_id"] = seen["ride_id"] = rides.ride_id
+                seen["ride_id"] = rides.ride_id
             seen["rides"] = 1
             if with_rides:
-                seen["scored"] = [{"ride": rides, "duration": answer["duration"]}]
+                seen["scored"] = [{"ride": rides, "duration": answer.duration}]
         return as_json(answer)
 
     @app.get("/model")
@@ -78,26 +79,21 @@ def create_app(models: WatchedModel) -> Flask:
         read_flags()
         model, loaded_at = models.current
         refused = models.refused
-        metadata = msgspec.to_builtins(model.metadata) if model.metadata else {}
-        return as_json(
-            {
-                "version": model.version,
-                "target": metadata.get("target", "duration"),
-                **{
-                    name: metadata.get(name)
-                    for name in ("trained_on", "rows", "metrics", "metrics_trained_on", "tested_on", "interval", "libraries")
-                },
-                "coefficients": model.coefficients,
-                "sha256": model.sha256,
-                "loaded_at": as_utc(loaded_at),
-                "refused": refused and {"reason": refused.reason, "at": as_utc(refused.at)},
-            }
-        )
+        known: dict[str, Any] = msgspec.structs.asdict(model.metadata) if model.metadata else {"target": "duration"}
+        of_service: dict[str, Any] = {
+            "version": model.version,
+            "coefficients": model.coefficients,
+            "sha256": model.sha256,
+            "loaded_at": as_utc(loaded_at),
+            "refused": Refused(refused.reason, as_utc(refused.at)) if refused else None,
+        }
+        names = {*Description.__struct_fields__} & known.keys()
+        return as_json(Description(**{name: known[name] for name in names} | of_service))
 
     @app.get("/healthz")
     def health() -> Response:
         read_flags()
-        return as_json({"status": "alive"})
+        return as_json(Health())
 
     @app.get("/readyz")
     def ready() -> Response:
@@ -111,7 +107,22 @@ def create_app(models: WatchedModel) -> Flask:
             raise Problem("not-ready", f"The model can't answer a ride: {error}") from error
         if not math.isfinite(answer):
             raise Problem("not-ready", f"The model answers a ride with {answer}")
-        return as_json({"status": "ready", "model_version": model.version})
+        return as_json(Readiness(model_version=model.version))
+
+    @app.get("/openapi.json")
+    def describe_service() -> Response:
+        read_flags()
+        return as_json(openapi.document())
+
+    @app.get("/docs")
+    def docs() -> Response:
+        read_flags()
+        return pages.docs()
+
+    @app.get("/")
+    def page() -> Response:
+        read_flags()
+        return pages.index()
 
     return app
 

@@ -1,7 +1,8 @@
 """Why a ride's prediction is what it is: the parts that it is the sum of, in words."""
 
 from datetime import datetime
-from typing import Any
+
+import msgspec
 
 from ride_duration.inputs import inputs_of_ride
 from ride_duration.model import LinearModel
@@ -9,14 +10,21 @@ from ride_duration.ride import Ride
 from ride_duration.zones import ZONES
 
 
-def explain(model: LinearModel, ride: Ride) -> list[dict[str, Any]]:
-    """The parts of a prediction, largest first; their `minutes` add up to it.
+class Part(msgspec.Struct, frozen=True):
+    """A part of a prediction: all features of one group. `minutes` = `value` x `coefficient`.
 
-    Returns
-    -------
-    Dicts of `feature` (words), `value`, `coefficient` and `minutes` = value x coefficient. All features of one group are one
-    part: between two nodes of a distance scale its coefficient is what lies between theirs.
+    Between two nodes of a distance scale the coefficient is what lies between theirs.
     """
+
+    feature: str
+    """What it is, in words."""
+    value: float
+    coefficient: float
+    minutes: float
+
+
+def explain(model: LinearModel, ride: Ride) -> list[Part]:
+    """The parts of a prediction, largest first; their `minutes` add up to it."""
     words = _words(ride)
     linear = model.intercept
     parts = [_part("an average ride, before its details", 1.0, model.intercept)]
@@ -27,11 +35,11 @@ def explain(model: LinearModel, ride: Ride) -> list[dict[str, Any]]:
     held = model.predict(ride) - linear
     if abs(held) > 1e-9:
         parts.append(_part("held within what rides can last", 1.0, held))
-    return sorted(parts, key=lambda part: -abs(part["minutes"]))
+    return sorted(parts, key=lambda part: -abs(part.minutes))
 
 
-def _part(feature: str, value: float, minutes: float) -> dict[str, Any]:
-    return {"feature": feature, "value": value, "coefficient": minutes / value if value else 0.0, "minutes": minutes}
+def _part(feature: str, value: float, minutes: float) -> Part:
+    return Part(feature, value, minutes / value if value else 0.0, minutes)
 
 
 def _words(ride: Ride) -> dict[str, str]:

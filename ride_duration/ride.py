@@ -33,6 +33,7 @@ _INT64 = 2**63
 
 ZoneId = Annotated[int, Meta(ge=FIRST_ZONE, le=LAST_ZONE)]
 Miles = Annotated[float, Meta(ge=0, le=MAX_MILES)]
+PickupTime = Annotated[datetime, Meta(extra_json_schema={"format": "date-time"})]
 RideId = Annotated[str, Meta(min_length=1, max_length=MAX_RIDE_ID)] | Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)]
 
 
@@ -54,7 +55,7 @@ class Ride(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaul
     PULocationID: ZoneId
     DOLocationID: ZoneId
     trip_distance: Miles | None
-    pickup_datetime: datetime | None = None
+    pickup_datetime: PickupTime | None = None
     ride_id: RideId | UnsetType = UNSET
 
     def __post_init__(self) -> None:

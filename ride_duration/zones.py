@@ -57,7 +57,7 @@ def _places() -> NDArray[np.float64]:
 
 
 def _straight_miles() -> NDArray[np.float64]:
-    table = np.hypot(*(_PLACES[:, None, axis] - _PLACES[None, :, axis] for axis in (0, 1)))
+    table = np.hypot(*(PLACES[:, None, axis] - PLACES[None, :, axis] for axis in (0, 1)))
     table[OUTSIDE_ZONE] = table[:, OUTSIDE_ZONE] = OUTSIDE_ZONE_MILES
     table[UNKNOWN_ZONE] = table[:, UNKNOWN_ZONE] = table[OUTSIDE_ZONE, OUTSIDE_ZONE] = UNKNOWN_ZONE_MILES
     return np.maximum(table, SAME_ZONE_MILES)
@@ -75,7 +75,7 @@ def map_cells(width: float, shift: float = 0.0) -> list[str]:
     shift
         Widths by which the grid is moved to the north and east.
     """
-    north, east = (np.floor((axis - np.nanmin(axis)) / width + shift) for axis in _PLACES.T)
+    north, east = (np.floor((axis - np.nanmin(axis)) / width + shift) for axis in PLACES.T)
     return [
         AIRPORTS.get(zone) or (str(zone) if np.isnan(north[zone]) else f"{chr(ord('A') + int(east[zone]))}{north[zone]:.0f}")
         for zone in range(LAST_ZONE + 1)
@@ -84,7 +84,8 @@ def map_cells(width: float, shift: float = 0.0) -> list[str]:
 
 ZONES = _read()
 
-_PLACES = _places()
+PLACES = _places()
+"""Miles north and east of each zone's centroid, on a plane, shape (266, 2), by zone id; NaN for zones without a place."""
 
 STRAIGHT_MILES = _straight_miles()
 """Miles from centroid to centroid on a plane (good to 0.5 % across the city), shape (266, 266), by zone ids."""

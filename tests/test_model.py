@@ -160,27 +160,27 @@ def test_an_interval_holds_its_prediction_and_is_the_same_in_columns(shipped: Li
 @given(ride=rides)
 def test_an_explanation_adds_up_to_the_prediction_largest_part_first(shipped: LinearModel, ride: TaxiRide) -> None:
     parts = explain(shipped, ride)
-    minutes = [part["minutes"] for part in parts]
+    minutes = [part.minutes for part in parts]
     assert sum(minutes) == pytest.approx(shipped.predict(ride), abs=1e-9)
     assert sorted(minutes, key=abs, reverse=True) == minutes
     for part in parts:
-        assert part["minutes"] == pytest.approx(part["value"] * part["coefficient"], abs=1e-9)
+        assert part.minutes == pytest.approx(part.value * part.coefficient, abs=1e-9)
 
 
 def test_an_explanation_is_in_words_that_a_person_reads(shipped: LinearModel) -> None:
     ride = make_ride(239, 132, 9.0, datetime(2021, 2, 1, 17, 30))
-    words = [part["feature"] for part in explain(shipped, ride)]
+    words = [part.feature for part in explain(shipped, ride)]
     assert "Upper West Side South → JFK Airport" in words or "from Upper West Side South" in words
     assert "9 miles" in words
     assert "Monday 17:00, 9 miles" in words
-    unknown = [part["feature"] for part in explain(shipped, make_ride(239, 132, None, None))]
+    unknown = [part.feature for part in explain(shipped, make_ride(239, 132, None, None))]
     assert any("miles by the map" in part for part in unknown)
     assert len(words) == len(set(words))
 
 
 def test_a_prediction_that_is_held_within_bounds_says_so(shipped: LinearModel) -> None:
     held = explain(shipped, make_ride(41, 42, 200, None))
-    assert "held within what rides can last" in [part["feature"] for part in held]
+    assert "held within what rides can last" in [part.feature for part in held]
 
 
 def test_no_ride_is_faster_than_the_floor(shipped: LinearModel) -> None:

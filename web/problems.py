@@ -9,6 +9,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from ride_duration.ride import EXAMPLE, FieldError, InvalidRide, NotJSON
+from web.contract import ProblemDetails
 from web.metrics import count_refusals
 
 CONTENT_TYPE = "application/problem+json"
@@ -81,8 +82,8 @@ class Problem(Exception):
 
 
 def _content(kind: str, status: int, title: str, detail: str, errors: list[FieldError] | None = None) -> bytes:
-    body = {"type": kind, "title": title, "status": status, "detail": detail}
-    return msgspec.json.encode(body | ({"errors": errors} if errors else {}))
+    problem = ProblemDetails(type=kind, title=title, status=status, detail=detail, errors=errors or [])
+    return msgspec.json.encode(problem)
 
 
 def register(app: Flask) -> None:
