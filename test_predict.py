@@ -624,6 +624,7 @@ def test_a_worker_that_drains_says_so_while_it_still_answers_and_then_ends(serve
         assert process.wait(timeout=15) == 0
 
 
+@pytest.mark.slow
 def test_a_rolling_deploy_behind_a_client_that_obeys_readiness_fails_no_request(serve: Callable[..., Any]) -> None:
     with ExitStack() as stack:
         instances = [stack.enter_context(serve(DRAIN_SECONDS="2")) for _ in range(2)]

@@ -130,9 +130,7 @@ def test_the_figures_shown_are_the_shipped_models(serve: Callable[..., Any]) -> 
 
 
 def test_every_setting_is_in_the_readme() -> None:
-    sources = "".join(path.read_text() for path in PROJECT.glob("*.py")) + "".join(
-        path.read_text() for path in PROJECT.glob("web/*.py")
-    )
+    sources = "".join(path.read_text() for name in ("predict", "train", "client", "web/*") for path in PROJECT.glob(f"{name}.py"))
     named = set(re.findall(r'(?:os\.environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))
     assert named >= {"MODEL", "PORT", "WEB_CONCURRENCY", "TLC_URL"}
     listed = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))

@@ -136,10 +136,11 @@ const map = {
       const cell = make(this.svg, "polygon", { points, class: `cell ${zone.borough}`, "data-zone": zone.id });
       make(cell, "title", {}, `${labelOf(zone)}, ${zone.borough}`);
     }
-    for (const borough of ["Manhattan", "Brooklyn", "Queens", "Bronx", "Staten Island"]) {
+    const aside = { Manhattan: -4.5, Brooklyn: 0, Queens: 0, Bronx: 0, "Staten Island": 0 }; // one is narrower than its name
+    for (const [borough, left] of Object.entries(aside)) {
       const own = placed.filter((zone) => zone.borough === borough);
       const middle = (axis) => own.reduce((sum, zone) => sum + zone[axis], 0) / own.length;
-      make(this.svg, "text", { class: "name", x: middle("left").toFixed(2), y: middle("top").toFixed(2) }, borough);
+      make(this.svg, "text", { class: "name", x: (middle("left") + left).toFixed(2), y: middle("top").toFixed(2) }, borough);
     }
     this.route = make(this.svg, "g");
     this.svg.addEventListener("click", (event) => {
