@@ -1,11 +1,29 @@
-"""The dashboard and the alerts speak of metrics that exist."""
+"""Dashboard, alerts and manifests speak of what exists."""
 
+import copy
 import json
 import re
+import runpy
+from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
+import pytest
 import requests
+import yaml
 
+import predict
 from conftest import PROJECT
+
+FOLDER = PROJECT / "deploy/kubernetes"
+MANIFESTS: dict[str, Any] = {
+    manifest["kind"]: manifest
+    for path in sorted(FOLDER.glob("*.yaml"))
+    for manifest in yaml.safe_load_all(path.read_text())
+    if manifest["kind"] != "Kustomization"
+}
+POD = MANIFESTS["Deployment"]["spec"]["template"]
+WEB = POD["spec"]["containers"][0]
 
 
 def test_dashboard_and_alerts_use_metrics_and_labels_that_the_service_has(service: str) -> None:
@@ -28,3 +46,60 @@ def test_dashboard_and_alerts_use_metrics_and_labels_that_the_service_has(servic
         label for expression in expressions for part in re.findall(r"by \(([^)]*)\)", expression) for label in part.split(", ")
     }
     assert by <= labels
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_manifests_are_what_kubernetes_takes(kind: str) -> None:
+    newest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(MANIFESTS[kind], newest, strict=True)
+    wrong = copy.deepcopy(MANIFESTS[kind])
+    wrong["spec"]["replicaz"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, newest, strict=True)
+
+
+def test_manifests_belong_together() -> None:
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    assert {FOLDER / name for name in kustomization["resources"]} == {*FOLDER.glob("*.yaml")} - {FOLDER / "kustomization.yaml"}
+    labels = POD["metadata"]["labels"]
+    assert MANIFESTS["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert MANIFESTS["Service"]["spec"]["selector"] == labels
+    assert MANIFESTS["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    target = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", MANIFESTS["Deployment"]["metadata"]["name"])
+    (port,) = WEB["ports"]
+    assert MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
+    images = {container["image"] for container in (WEB, *POD["spec"]["initContainers"])}
+    assert images == {image["name"] for image in kustomization["images"]}
+
+
+def test_the_pod_asks_for_what_the_service_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {variable["name"]: variable["value"] for variable in WEB["env"]}
+    listed = re.findall(r"^\| `([A-Z_]+)` \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    assert environment.keys() <= set(listed)
+    for name in ("DRAIN_SECONDS", "WEB_CONCURRENCY"):
+        monkeypatch.setenv(name, environment[name])
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")  # it is the configuration that is asked here, not a service
+    gunicorn = runpy.run_path(str(PROJECT / "gunicorn.conf.py"))
+    assert POD["spec"]["terminationGracePeriodSeconds"] >= gunicorn["graceful_timeout"] + 2
+    assert gunicorn["bind"].endswith(f":{WEB['ports'][0]['containerPort']}")
+    readiness = WEB["readinessProbe"]
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] < int(environment["DRAIN_SECONDS"])
+    routes = {rule.rule for rule in predict.app.url_map.iter_rules()}
+    probes = [WEB[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert probes == ["/readyz", "/readyz", "/healthz"]
+    assert routes >= {*probes, POD["metadata"]["annotations"]["prometheus.io/path"]}
+
+
+def test_the_pod_runs_as_the_images_user_and_writes_in_memory_only() -> None:
+    user = POD["spec"]["securityContext"]["runAsUser"]
+    assert f"USER {user}" in (PROJECT / "Dockerfile").read_text()
+    mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in WEB["volumeMounts"]}
+    assert mounts == {"/models": True, "/dev/shm": False}
+    assert Path(WEB["env"][0]["value"]).parent == Path("/models")
+    for container in (WEB, *POD["spec"]["initContainers"]):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }

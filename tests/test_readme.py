@@ -103,9 +103,11 @@ def test_a_command_that_serves_answers(clone: tuple[Path, dict[str, str]], comma
         pass
 
 
-def test_what_is_not_run_is_what_needs_an_engine() -> None:
-    assert {needs.strip() for needs, _, _ in BLOCKS if needs} == {"<!-- needs a Docker engine -->"}
-    assert all("docker" in line for needs, _, block in BLOCKS if needs for line in block.splitlines())
+def test_what_is_not_run_is_what_needs_an_engine_or_a_cluster() -> None:
+    programs = {"<!-- needs a Docker engine -->": "docker ", "<!-- needs a cluster -->": "kubectl "}
+    assert {needs.strip() for needs, _, _ in BLOCKS if needs} == programs.keys()
+    for needs, _, block in BLOCKS:
+        assert not needs or all(line.startswith(programs[needs.strip()]) for line in block.splitlines())
 
 
 def test_the_answer_shown_is_the_answer(service: str) -> None:
@@ -130,7 +132,9 @@ def test_the_figures_shown_are_the_shipped_models(serve: Callable[..., Any]) -> 
 
 
 def test_every_setting_is_in_the_readme() -> None:
-    sources = "".join(path.read_text() for name in ("predict", "train", "client", "web/*") for path in PROJECT.glob(f"{name}.py"))
+    sources = "".join(
+        path.read_text() for name in ("predict", "train", "client", "web/*") for path in PROJECT.glob(f"{name}.py")
+    )
     named = set(re.findall(r'(?:os\.environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))
     assert named >= {"MODEL", "PORT", "WEB_CONCURRENCY", "TLC_URL"}
     listed = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
