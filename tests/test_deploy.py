@@ -4,10 +4,12 @@ import copy
 import json
 import re
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import psutil
 import pytest
 import requests
 import yaml
@@ -103,3 +105,24 @@ def test_the_pod_runs_as_the_images_user_and_writes_in_memory_only() -> None:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         }
+
+
+def test_the_service_writes_only_where_the_pod_lets_it(serve: Callable[..., Any]) -> None:
+    writable = [mount["mountPath"] for mount in WEB["volumeMounts"] if not mount.get("readOnly")]
+    with serve() as (url, process, log):
+        requests.get(f"{url}/metrics", timeout=5)
+        master = psutil.Process(process.pid)
+        files = [file for each in (master, *master.children()) for file in each.open_files() if file.mode != "r"]
+    written = {Path(file.path) for file in files} - {log}
+    assert len(written) > 3
+    assert not [path for path in written if not any(path.is_relative_to(folder) for folder in writable)]
+
+
+def test_the_model_is_put_where_the_service_reads_it() -> None:
+    copier = POD["spec"]["initContainers"][0]
+    environment = {variable["name"]: variable["value"] for variable in WEB["env"]}
+    assert copier["command"][-1] == environment["MODEL"]
+    volumes = {Path(mount["mountPath"]): mount["name"] for mount in WEB["volumeMounts"] if "subPath" not in mount}
+    (mount,) = copier["volumeMounts"]
+    assert volumes[Path(environment["MODEL"]).parent] == mount["name"]
+    assert not mount.get("readOnly")
