@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test test-slow browser train models lint lock image clean
+.PHONY: help venv serve test test-slow browser postgresql train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -22,14 +22,17 @@ venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving 
 serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CONCURRENCY are obeyed)
 	$(BIN)/gunicorn predict:app
 
-test: $(call installed,packages train report client dev-packages) ## run the tests
+test: $(call installed,packages train report client batch dev-packages) ## run the tests
 	$(BIN)/pytest -m 'not slow'
 
-test-slow: $(call installed,packages train report client dev-packages) ## run the tests that take minutes: fuzzing, memory, deploys under load
+test-slow: $(call installed,packages train report client batch dev-packages) ## run the tests that take minutes: fuzzing, memory, deploys under load
 	$(BIN)/pytest -m slow
 
-browser: $(call installed,packages train report client dev-packages) ## install Chromium, which the tests of the page drive
+browser: $(call installed,packages train report client batch dev-packages) ## install Chromium, which the tests of the page drive
 	@command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -qq -y chromium; } || $(BIN)/playwright install chromium
+
+postgresql: ## install PostgreSQL, which the tests of the batch door start
+	@ls /usr/lib/postgresql/*/bin/initdb || command -v initdb || { apt-get update -qq && apt-get install -qq -y postgresql; }
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)
@@ -40,7 +43,7 @@ models: $(call installed,packages train) ## train the three models on RECORDS: d
 	$(BIN)/python train.py $(RECORDS) --target fare --out models/fare.bin
 	$(BIN)/python train.py $(RECORDS) --target tip --out models/tip.bin
 
-lint: $(call installed,packages train report client dev-packages) ## check format, style and types
+lint: $(call installed,packages train report client batch dev-packages) ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -160,6 +161,35 @@ def missing(part: str, command: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own, on a free port."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(shutil.which("initdb") or "/nowhere")]
+    if not found[-1].exists():
+        missing("PostgreSQL", "make postgresql")
+    port, folder = str(free_port()), Path(tempfile.mkdtemp(prefix="postgresql-"))
+    as_other = []
+    if os.geteuid() == 0:  # it refuses to run as root
+        shutil.chown(folder, "postgres")
+        as_other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    data, options = folder / "data", f"-c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    make = [*as_other, str(found[-1]), "-D", str(data), "-U", "rides", "--auth=trust", "--no-sync"]
+    subprocess.run(make, check=True, capture_output=True, cwd=folder)
+    server = subprocess.Popen([*as_other, found[-1].with_name("postgres"), "-D", data, "-p", port, *options.split()], cwd=folder, stderr=subprocess.DEVNULL)  # fmt: skip  # noqa: E501
+    try:
+        end = time.monotonic() + 30
+        ready = [str(found[-1].with_name("pg_isready")), "-h", "127.0.0.1", "-p", port]
+        while subprocess.run(ready, capture_output=True).returncode:
+            assert server.poll() is None, "PostgreSQL did not start"
+            assert time.monotonic() < end, "PostgreSQL did not answer within 30 s"
+            time.sleep(0.1)
+        yield f"postgresql://rides@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)  # its fast shutdown
+        server.wait(timeout=30)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

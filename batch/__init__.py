@@ -1,0 +1,1 @@
+"""The batch door: rides database → scoring job → predictions database."""
