@@ -579,6 +579,7 @@ def wait_for_version(url: str, version: str) -> None:
     wait_until(enough)
 
 
+@pytest.mark.slow
 def test_clients_that_stall_do_not_keep_others_waiting(serve: Callable[..., Any]) -> None:
     with serve() as (url, _, _), ExitStack() as stack:
         host, port = url.removeprefix("http://").split(":")
