@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, with two things that no setting gives: an end to slow clients, and a drain.
+"""gunicorn's threaded worker, with what no setting gives: an end to slow clients, a drain, fewer threads woken.
 
 A client that stops in the middle of its head or body would hold a thread for ever. Here every request has a deadline for its
 whole arrival, and another for its answer to be taken. And a worker that is told to end first says so at /readyz, for
@@ -6,6 +6,7 @@ DRAIN_SECONDS, while it still takes connections, so that whoever sends traffic c
 """
 
 import errno
+import select
 import socket
 import struct
 import threading
@@ -33,6 +34,9 @@ ANSWER_SECONDS = 30
 """Within which a client must take each part of an answer."""
 
 LINGER_SECONDS = 1.0
+
+NEXT_MILLISECONDS = 5
+"""How long a thread waits for a kept connection's next request before it lets go of it."""
 
 DRAINING = threading.Event()
 """Set in a worker that is about to end."""
@@ -94,6 +98,13 @@ class DeadlineSocket(socket.socket):
             raise TooSlowError from None
 
 
+def _sends_again(conn: TConn) -> bool:
+    """Whether a connection has a next request, or the beginning of one, within a moment."""
+    poller = select.poll()
+    poller.register(conn.sock, select.POLLIN)
+    return bool(conn.parser.unreader.buf.getvalue() or poller.poll(NEXT_MILLISECONDS))
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """See the module."""
 
@@ -108,11 +119,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.enqueue_req(TConn(self.cfg, connection, address, listener.getsockname()))
 
     def handle(self, conn: TConn) -> Any:
-        """Answer a request, and close its connection here if it can't be kept.
+        """Answer a request, those that follow it closely, and close the connection here if it can't be kept.
 
-        gunicorn would close it in the loop that accepts connections, where waiting for one client's last bytes holds up all.
+        gunicorn would give a kept connection back to the loop that accepts connections, and take it from there with the next
+        request: two threads woken for each. While there is a thread for every connection, this one rather waits for a moment.
+        It would also close the connection in that loop, where waiting for one client's last bytes holds up all.
         """
         kept = super().handle(conn)
+        while kept is True and self.alive and self.nr_conns <= self.cfg.threads and _sends_again(conn):
+            kept = super().handle(conn)
         if not kept:
             conn.close(graceful=True)
         return kept
