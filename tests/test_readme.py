@@ -103,8 +103,12 @@ def test_a_command_that_serves_answers(clone: tuple[Path, dict[str, str]], comma
         pass
 
 
-def test_what_is_not_run_is_what_needs_an_engine_or_a_cluster() -> None:
-    programs = {"<!-- needs a Docker engine -->": "docker ", "<!-- needs a cluster -->": "kubectl "}
+def test_what_is_not_run_is_what_needs_more_than_this_machine_has() -> None:
+    programs = {
+        "<!-- needs a Docker engine -->": "docker ",
+        "<!-- needs a cluster -->": "kubectl ",
+        "<!-- needs oha -->": ".venv/bin/python -m benchmarks.web",
+    }
     assert {needs.strip() for needs, _, _ in BLOCKS if needs} == programs.keys()
     for needs, _, block in BLOCKS:
         assert not needs or all(line.startswith(programs[needs.strip()]) for line in block.splitlines())
