@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 # a stamp for each category of the Pipfile that is installed
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
+# what tests and checks need
+DEVELOPMENT := packages train report client batch dev-packages
+
 .DEFAULT_GOAL := help
 .PHONY: help venv serve test test-slow browser postgresql train models lint lock image clean
 # a stamp must not survive a command that failed
@@ -22,13 +25,13 @@ venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving 
 serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CONCURRENCY are obeyed)
 	$(BIN)/gunicorn predict:app
 
-test: $(call installed,packages train report client batch dev-packages) ## run the tests
+test: $(call installed,$(DEVELOPMENT)) ## run the tests
 	$(BIN)/pytest -m 'not slow'
 
-test-slow: $(call installed,packages train report client batch dev-packages) ## run the tests that take minutes: fuzzing, memory, deploys under load
+test-slow: $(call installed,$(DEVELOPMENT)) ## run the tests that take minutes: fuzzing, memory, deploys under load
 	$(BIN)/pytest -m slow
 
-browser: $(call installed,packages train report client batch dev-packages) ## install Chromium, which the tests of the page drive
+browser: $(call installed,$(DEVELOPMENT)) ## install Chromium, which the tests of the page drive
 	@command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -qq -y chromium; } || $(BIN)/playwright install chromium
 
 postgresql: ## install PostgreSQL, which the tests of the batch door start
@@ -43,7 +46,7 @@ models: $(call installed,packages train) ## train the three models on RECORDS: d
 	$(BIN)/python train.py $(RECORDS) --target fare --out models/fare.bin
 	$(BIN)/python train.py $(RECORDS) --target tip --out models/tip.bin
 
-lint: $(call installed,packages train report client batch dev-packages) ## check format, style and types
+lint: $(call installed,$(DEVELOPMENT)) ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .

@@ -225,9 +225,11 @@ def next_intervals(rides: Rides, predictions: Database, every: str, now: datetim
     first, last = span
     (row,) = predictions.rows("select cast(max(interval_end) as text) as done from runs")
     start = datetime.fromisoformat(row["done"]) if row["done"] else beginning(first, every)
-    return [
-        (a, following(a, every)) for a, b in intervals(start, last + timedelta(seconds=1), every) if following(a, every) <= now
-    ]
+    found = []
+    while start <= last and (end := following(start, every)) <= now:
+        found.append((start, end))
+        start = end
+    return found
 
 
 @click.command(context_settings={"show_default": True})

@@ -170,11 +170,11 @@ class Database:
     def fill_actuals(self, rows: pa.Table) -> int:
         """Write `actual_duration` by `ride_id` where it is not known yet, within a transaction; how many it was written to."""
         self._stage(rows)
-        missing = "from staged where staged.ride_id = predictions.ride_id and predictions.actual_duration is null"
-        (before,) = self.rows(f"select count(*) as n from predictions, staged where {missing.partition(' where ')[2]}")
-        self._run(f"update predictions set actual_duration = staged.actual_duration {missing}")
+        missing = "staged.ride_id = predictions.ride_id and predictions.actual_duration is null"
+        (found,) = self.rows(f"select count(*) as n from predictions, staged where {missing}")
+        self._run(f"update predictions set actual_duration = staged.actual_duration from staged where {missing}")
         self._run("drop table staged")
-        return int(before["n"])
+        return int(found["n"])
 
     def _stage(self, rows: pa.Table) -> None:
         with self._connection.cursor() as cursor:

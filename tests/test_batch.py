@@ -153,7 +153,7 @@ def test_actual_durations_are_filled_once(store: Store) -> None:
     rows = made_up(300)
     rides, predictions = store(rows)
     score(rides, predictions, *FEBRUARY)
-    known = sum(1 for row in rows if row[4]) - 0
+    known = sum(1 for row in rows if row[4])
     assert f"{known:,} predictions" in score(rides, predictions, *FEBRUARY, "--actuals")
     assert "0 predictions" in score(rides, predictions, *FEBRUARY, "--actuals")
     (row,) = rows_of(predictions, "select count(actual_duration) as n, min(actual_duration) as low from predictions")

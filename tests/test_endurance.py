@@ -11,6 +11,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
@@ -83,10 +84,8 @@ def mutated(random: random.Random) -> bytes:
 
 def memory(service: Service) -> int:
     """Proportional set size of the workers together, in kB."""
-    parent = service.process.pid
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    rollups = [Path(f"/proc/{child}/smaps_rollup").read_text() for child in children]
-    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
+    workers = psutil.Process(service.process.pid).children()
+    return sum(worker.memory_full_info().pss for worker in workers) // 1024
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(VALUES)

@@ -1,5 +1,6 @@
 """`/openapi.json`: OpenAPI 3.1, made of the types that validate rides and of those that are sent."""
 
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -26,6 +27,7 @@ _FLAGS = {
 }
 
 
+@cache
 def document() -> Json:
     """The description of every route that a caller uses."""
     made = msgspec.json.schema_components([Ride, _RIDES, *ANSWERS], ref_template=_REF)
