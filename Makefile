@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
 # what tests and checks need
-DEVELOPMENT := packages train report client batch dev-packages
+DEVELOPMENT := packages train report client batch dashboard dev-packages
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve test test-slow browser postgresql train models lint lock image clean

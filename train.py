@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
 from ride_duration.model import Interval, ModelError
 from ride_duration.model_file import load_model, parse_model
 from ride_duration.ride import Target, check_ride
+from ride_duration.slices import shares
 
 GOLDEN_RIDES = 24
 
@@ -54,6 +55,7 @@ def describe(
         **bounds(target),
         "interval": msgspec.to_builtins(interval),
         "golden": golden,
+        "inputs": shares(train.rides),
         "libraries": {"python": platform.python_version(), "scikit-learn": sklearn.__version__, "numpy": np.__version__},
     }
     digest = hashlib.sha256(msgspec.json.encode([metadata, vectorizer.feature_names_, regression.intercept_.hex()]))

@@ -61,6 +61,8 @@ class Metadata(msgspec.Struct, kw_only=True):
     """No prediction is less than so much a mile."""
     interval: Interval | None = None
     golden: list[GoldenRide]
+    inputs: dict[str, dict[str, float]] = {}
+    """Shares of the rides trained on by hour, weekday, borough and miles (see `slices`); what drift is measured against."""
     libraries: dict[str, str]
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ride_duration.inputs import Columns, hours_of_week
 from ride_duration.ride import FIRST_YEAR, LAST_YEAR, MAX_MILES, Target
+from ride_duration.slices import USUAL_MINUTES
 from ride_duration.zones import FIRST_ZONE, LAST_ZONE
 
 PREFIXES = {"green": "lpep", "yellow": "tpep"}
@@ -33,7 +34,7 @@ class TargetInfo(NamedTuple):
 
 
 TARGETS: dict[Target, TargetInfo] = {
-    "duration": TargetInfo("minutes", 1, 60),
+    "duration": TargetInfo("minutes", *USUAL_MINUTES),
     "fare": TargetInfo("dollars", 2.5, 200, ("fare_amount",)),
     "tip": TargetInfo("dollars", 0, 100, ("tip_amount", "payment_type")),
 }

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from numpy.typing import NDArray
 
 from ride_duration.model import LinearModel
+from ride_duration.slices import BANDS, HOURS, slices
 from ride_duration.zones import AIRPORTS, ZONES
 from training.evaluation import Evaluation
 from training.fit import Values
@@ -73,17 +74,14 @@ def render(
 def _plots(evaluation: Evaluation, unit: str) -> list[tuple[str, str]]:
     test, predicted = evaluation.test, evaluation.predictions["model"]
     off = predicted - test.actual
-    hours = test.rides.hour_of_week % 24
-    miles = np.nan_to_num(test.rides.trip_distance)
-    edges = [0, 0.001, 0.5, 1, 2, 3, 5, 8, 12, 20, 200]
-    labels = ["unknown", *(f"{low:g}–{high:g}" for low, high in zip([0, *edges[2:-2]], edges[2:-1], strict=True)), "over 20"]
+    places = slices(test.rides)
     tenths = np.quantile(predicted, np.linspace(0, 1, 11))
     names = np.array(["?"] + [zone.borough for zone in ZONES.values()])
     boroughs = [f"{p} → {d}" for p, d in zip(names[test.rides.PULocationID], names[test.rides.DOLocationID], strict=True)]
     common = [pair for pair in sorted(set(boroughs), key=boroughs.count, reverse=True)[:12] if boroughs.count(pair) >= FEWEST]
     return [
-        ("Error by hour of pickup", _bars([(str(h), hours == h) for h in range(24)], off, unit)),
-        ("Error by miles", _bars([(labels[i], np.digitize(miles, edges) - 1 == i) for i in range(len(labels))], off, unit)),
+        ("Error by hour of pickup", _bars([(hour, places["hour"] == i) for i, hour in enumerate(HOURS)], off, unit)),
+        ("Error by miles", _bars([(band, places["miles"] == i) for i, band in enumerate(BANDS)], off, unit)),
         ("Error by boroughs", _bars([(pair, np.array(boroughs) == pair) for pair in common], off, unit, across=True)),
         (
             f"Error by predicted {unit}",

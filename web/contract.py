@@ -10,7 +10,7 @@ from ride_duration.model import Interval
 from ride_duration.ride import FieldError, RideId
 
 Minutes = Annotated[float, Meta(description="Minutes, unrounded.")]
-Version = Annotated[str, Meta(description="The model that answered.", examples=["2021-01..2021-02-f4769913"])]
+Version = Annotated[str, Meta(description="The model that answered.", examples=["2021-01..2021-02-e6ee643a"])]
 Ends = Annotated[tuple[float, float], Meta(description="Low and high end, in minutes, of what 80 % of such rides last.")]
 
 
