@@ -13,7 +13,7 @@ installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 DEVELOPMENT := packages train report client batch dashboard dev-packages
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test test-slow browser postgresql train models lint lock image clean
+.PHONY: help venv serve test test-slow browser postgresql spark train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -36,6 +36,9 @@ browser: $(call installed,$(DEVELOPMENT)) ## install Chromium, which the tests o
 
 postgresql: ## install PostgreSQL, which the tests of the batch door start
 	@ls /usr/lib/postgresql/*/bin/initdb || command -v initdb || { apt-get update -qq && apt-get install -qq -y postgresql; }
+
+spark: $(call installed,packages batch spark) ## install Spark, and Java if there is none, for the batch job on a cluster
+	@command -v java || { apt-get update -qq && apt-get install -qq -y default-jre-headless; }
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)

@@ -210,3 +210,40 @@ def service(serve: Callable[..., Any]) -> Iterator[str]:
     """The address of a running service with the shipped model."""
     with serve() as running_service:
         yield running_service.url
+
+
+Rows = list[tuple[Any, ...]]
+"""Rides of a table: (pickup, PULocationID, DOLocationID, trip_distance, dropoff)."""
+
+COLUMN_TYPES = {
+    "pickup_datetime": pa.timestamp("us"),
+    "PULocationID": pa.int32(),
+    "DOLocationID": pa.int32(),
+    "trip_distance": pa.float64(),
+    "dropoff_datetime": pa.timestamp("us"),
+}
+
+
+def typed(rows: Rows) -> pa.Table:
+    """The rows with the types that TLC's files have."""
+    times = [0, 4]
+    columns = [
+        [row[place] and datetime.fromisoformat(row[place]) if place in times else row[place] for row in rows]
+        for place in range(5)
+    ]
+    return pa.table(
+        [pa.array(column, type_) for column, type_ in zip(columns, COLUMN_TYPES.values(), strict=True)],
+        names=list(COLUMN_TYPES),
+    )
+
+
+def made_up(rides: int) -> list[tuple[Any, ...]]:
+    """Rides of February, some of them alike, and some that can't be scored."""
+    rows: list[tuple[Any, ...]] = []
+    for n in range(rides):
+        pickup = f"2021-02-{1 + n * 28 // rides:02} {n * 7 % 24:02}:{n * 13 % 60:02}:00"
+        dropoff = f"{pickup[:14]}{(n * 13 % 60 + 7) % 60:02}:30" if n * 13 % 60 < 50 else None
+        rows.append((pickup, 1 + n % 263, 1 + n * 5 % 263, None if n % 50 == 0 else round(n % 90 * 0.31, 2), dropoff))
+    rows += [rows[rides // 2]] * 3
+    rows += [(rows[0][0], 266, 7, 1.0, None), (rows[0][0], 7, None, 1.0, None), (rows[0][0], 7, 7, 200.5, None)]
+    return rows

@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 from adbc_driver_manager import Error as DatabaseError
 from adbc_driver_manager import dbapi
 
 from batch.stores import KEYS, MISSING, NUMBERS, TABLES, Address, Span, StoreError, find_columns, of_seconds, seconds, shown
+from ride_duration.model import LinearModel
 from ride_duration.slices import BANDS, BOROUGHS, EDGES, USUAL_MINUTES
 from ride_duration.zones import ZONES
 
@@ -256,6 +258,7 @@ class DatabasePredictions:
                 f"create table if not exists hourly (hour timestamp, model_version text, borough text, miles text, {sums}, "
                 "primary key (hour, model_version, borough, miles))"
             )
+            database.run("create table if not exists models (model_version text primary key, trained_on text, inputs text)")
             database.run("create index if not exists predictions_by_pickup on predictions (pickup_datetime)")
 
     def close(self) -> None:
@@ -266,6 +269,15 @@ class DatabasePredictions:
         """The end of the last interval that is done."""
         (row,) = self.database.rows("select cast(max(interval_end) as text) as done from runs")
         return datetime.fromisoformat(row["done"]) if row["done"] else None
+
+    def introduce(self, model: LinearModel) -> None:
+        """Keep what a dashboard wants to know of a model: the months and the shares of the rides that it was trained on."""
+        metadata = model.metadata
+        months, inputs = (", ".join(metadata.trained_on), metadata.inputs) if metadata else ("", {})
+        row = {"model_version": [model.version], "trained_on": [months], "inputs": [msgspec.json.encode(inputs).decode()]}
+        with self.database.transaction():
+            self.database.lock("models")
+            _insert(self.database, "models", pa.table(row))
 
     @contextmanager
     def writing(self, start: datetime, end: datetime, version: str) -> Iterator["_Interval"]:
@@ -294,15 +306,15 @@ class _Interval:
 
     def add(self, predictions: pa.Table, rejects: pa.Table) -> None:
         """Add rows whose key isn't there yet."""
-        self._insert("predictions", predictions)
-        self._insert("rejects", rejects)
+        _insert(self.database, "predictions", predictions)
+        _insert(self.database, "rejects", rejects)
 
     def finish(self, run: pa.Table) -> None:
         """Add the run, or what has come late to it."""
         self.add_up()
         counts = ", ".join(f"{name} = excluded.{name}" for name in run.column_names if name not in KEYS["runs"])
         more = f"({', '.join(KEYS['runs'])}) do update set {counts} where runs.rides_read <> excluded.rides_read"
-        self._insert("runs", run, more)
+        _insert(self.database, "runs", run, more)
 
     def fill(self, actuals: pa.Table) -> None:
         """Write `actual_duration` by `ride_id` where it isn't known yet."""
@@ -328,13 +340,15 @@ class _Interval:
             f"where pickup_datetime >= {between[0]} and pickup_datetime < {between[1]} group by 1, 2, 3, 4"
         )
 
-    def _insert(self, table: str, rows: pa.Table, otherwise: str = "do nothing") -> None:
-        if not len(rows):
-            return
-        columns = ", ".join(rows.column_names)
-        self.database.stage(rows)
-        self.database.run(f"insert into {table} ({columns}) select {columns} from staged where true on conflict {otherwise}")
-        self.database.run("drop table staged")
+
+def _insert(database: Database, table: str, rows: pa.Table, otherwise: str = "do nothing") -> None:
+    """Add rows; `otherwise` is what becomes of one whose key is there."""
+    if not len(rows):
+        return
+    columns = ", ".join(rows.column_names)
+    database.stage(rows)
+    database.run(f"insert into {table} ({columns}) select {columns} from staged where true on conflict {otherwise}")
+    database.run("drop table staged")
 
 
 def _borough(name: str) -> str:

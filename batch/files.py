@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from batch.stores import MISSING, NUMBERS, RIDES, TABLES, Address, Span, StoreError, find_columns, of_seconds, seconds, shown
+from ride_duration.model import LinearModel
 from ride_duration.ride import NEW_YORK
 
 CHUNK_ROWS = 1_000_000
@@ -31,7 +32,7 @@ CHUNK_ROWS = 1_000_000
 
 _BATCH_ROWS = 65_536
 _HOUR = 3600
-_TIME = "%Y%m%dT%H%M%S"
+PARTITION_TIME = "%Y%m%dT%H%M%S"
 _WRITING = ".writing-"
 
 
@@ -244,6 +245,9 @@ class FilePredictions:
         """The end of the last interval that is done."""
         return max((part.end for part in self.parts()), default=None)
 
+    def introduce(self, model: LinearModel) -> None:
+        """Nothing: dashboards read databases."""
+
     def parts(self, start: datetime = datetime.min, end: datetime = datetime.max) -> list[_Part]:
         """Those that are done, their run is there, and that may have rides of [start, end)."""
         parts = []
@@ -251,7 +255,7 @@ class FilePredictions:
             for interval in self._list(f"{self.root}/runs"):
                 first, _, last = interval.rpartition("interval=")[2].partition("-")
                 with suppress(ValueError):  # a folder that isn't ours
-                    begin, finish = datetime.strptime(first, _TIME), datetime.strptime(last, _TIME)
+                    begin, finish = datetime.strptime(first, PARTITION_TIME), datetime.strptime(last, PARTITION_TIME)
                     if begin < end and start < finish:
                         for path in self._list(interval, recursive=True):
                             _, name, version, file = path.rsplit("/", 3)
@@ -271,7 +275,7 @@ class FilePredictions:
             known = [
                 self.read(table, path, ["ride_id"])["ride_id"] for path in overlapping for table in ("predictions", "rejects")
             ]
-            where = f"interval={start:{_TIME}}-{end:{_TIME}}/model_version={version}"
+            where = f"interval={start:{PARTITION_TIME}}-{end:{PARTITION_TIME}}/model_version={version}"
             number = sum(path.startswith(f"{where}/") for path in overlapping)
             part = _NewPart(self, folder, f"{where}/part-{number}.parquet", known)
             try:

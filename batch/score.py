@@ -123,14 +123,15 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it of the instance too
 
 
-def _pairs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
+def pairs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """OURS=THEIRS options as a dict."""
+    found = {}
     for value in values:
         ours, _, theirs = value.partition("=")
         if not (ours and theirs):
             raise click.BadParameter(f"{value!r} is not OURS=THEIRS")
-        pairs[ours] = theirs
-    return pairs
+        found[ours] = theirs
+    return found
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -148,7 +149,7 @@ def _pairs(context: click.Context, option: click.Parameter, values: tuple[str, .
     "mapping",
     multiple=True,
     metavar="OURS=THEIRS",
-    callback=_pairs,
+    callback=pairs,
     help="A column of the rides that is called otherwise.",
 )
 @click.option("--actuals", is_flag=True, help="Fill in how long rides took, where that is known by now, instead of scoring.")
@@ -184,6 +185,8 @@ def main(
             if start and end and not rides.exist(start, end):
                 raise Failure(f"{_of(rides.span())}; none is from {start} to {end}", EXIT_EMPTY)
             predictions = opened.enter_context(closing(open_predictions(predictions_url)))
+            if model:
+                predictions.introduce(model)
             if start and end:
                 todo = list(intervals(start, end, every))
             else:

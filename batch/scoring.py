@@ -111,6 +111,9 @@ class Ids:
     def of(self, batch: pa.RecordBatch) -> pa.Array:
         """Ids as text, one a row."""
         own, pickup = batch["ride_id"], batch["pickup"].to_numpy()
+        absent = pc.equal(own, "")
+        if not pc.any(absent).as_py():
+            return own
         digests = pickup.astype(np.uint64)
         for name in NUMBERS:
             digests = _mixed(digests ^ batch[name].to_numpy().view(np.uint64))
@@ -121,7 +124,6 @@ class Ids:
         text = made.tobytes().hex().encode()
         offsets = np.arange(0, 2 * _ID_BYTES * len(batch) + 1, 2 * _ID_BYTES, dtype=np.int32)
         digest = pa.StringArray.from_buffers(len(batch), pa.py_buffer(offsets), pa.py_buffer(text))
-        absent = pc.equal(own, "")
         return digest if pc.all(absent).as_py() else pc.if_else(absent, digest, own)
 
     def _numbered(self, digests: NDArray[np.uint64], pickup: NDArray[np.int64]) -> NDArray[np.uint64]:

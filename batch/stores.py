@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from ride_duration.model import LinearModel
+
 MISSING = -1e300
 """Stands for NULL among numbers: SQLite's driver takes a column's type from its first cells, and NULL has none."""
 
@@ -178,6 +180,9 @@ class Predictions(Protocol):
 
     def last_end(self) -> datetime | None:
         """The end of the last interval that is done."""
+
+    def introduce(self, model: LinearModel) -> None:
+        """Keep what a dashboard wants to know of a model."""
 
     def writing(self, start: datetime, end: datetime, version: str) -> AbstractContextManager[Writing]:
         """An interval to write, all or nothing. Another job that writes the same waits."""

@@ -1,7 +1,7 @@
 """TLC's 265 taxi zones: name, borough, centroid, and the straight line between any two."""
 
 import csv
-from pathlib import Path
+from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +34,18 @@ class Zone(NamedTuple):
 
 
 def _read() -> dict[int, Zone]:
-    with (Path(__file__).parent / "zones.csv").open(newline="", encoding="utf-8") as file:
-        return {
-            int(row["zone_id"]): Zone(
-                int(row["zone_id"]),
-                row["zone"],
-                row["borough"],
-                float(row["latitude"]) if row["latitude"] else None,
-                float(row["longitude"]) if row["longitude"] else None,
-            )
-            for row in csv.DictReader(file)
-        }
+    # as a resource: the package may be in a zip, as Spark ships it
+    text = files("ride_duration").joinpath("zones.csv").read_text("utf-8")
+    return {
+        int(row["zone_id"]): Zone(
+            int(row["zone_id"]),
+            row["zone"],
+            row["borough"],
+            float(row["latitude"]) if row["latitude"] else None,
+            float(row["longitude"]) if row["longitude"] else None,
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
 
 
 def _places() -> NDArray[np.float64]:

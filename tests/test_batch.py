@@ -26,30 +26,12 @@ from batch.databases import Database
 from batch.files import FilePredictions
 from batch.score import intervals, main
 from batch.stores import TABLES, Address, StoreError, of_seconds, open_predictions, open_rides, shown
-from conftest import PROJECT, free_port
+from conftest import COLUMN_TYPES, PROJECT, Rows, free_port, made_up, typed
 
 _number = count()
 FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01", "--every", "week"]
-Rows = list[tuple[Any, ...]]
 Store = Callable[[Rows], tuple[str, str]]
 """Makes rides of (pickup, PULocationID, DOLocationID, trip_distance, dropoff) rows; URLs of them and of the predictions."""
-
-TYPES = {
-    "pickup_datetime": pa.timestamp("us"),
-    "PULocationID": pa.int32(),
-    "DOLocationID": pa.int32(),
-    "trip_distance": pa.float64(),
-    "dropoff_datetime": pa.timestamp("us"),
-}
-
-
-def typed(rows: Rows) -> pa.Table:
-    times = [0, 4]
-    columns = [
-        [row[place] and datetime.fromisoformat(row[place]) if place in times else row[place] for row in rows]
-        for place in range(5)
-    ]
-    return pa.table([pa.array(column, type_) for column, type_ in zip(columns, TYPES.values(), strict=True)], names=list(TYPES))
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +73,7 @@ def make_store(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Sto
 
     def sqlite(rows: Rows) -> tuple[str, str]:
         with closing(sqlite3.connect(tmp_path / "rides.db")) as database, database:
-            database.execute(f"create table rides ({', '.join(TYPES)})")
+            database.execute(f"create table rides ({', '.join(COLUMN_TYPES)})")
             database.executemany("insert into rides values (?, ?, ?, ?, ?)", rows)
         return f"sqlite:///{tmp_path}/rides.db", f"sqlite:///{tmp_path}/predictions.db"
 
@@ -109,7 +91,7 @@ def make_store(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Sto
                 "trip_distance double precision, dropoff_datetime timestamp)"
             )
             table = typed(rows)
-            cursor.adbc_ingest("rides", table.rename_columns([name.lower() for name in TYPES]), mode="append")
+            cursor.adbc_ingest("rides", table.rename_columns([name.lower() for name in COLUMN_TYPES]), mode="append")
             connection.commit()
         return f"{server}/{names[0]}", f"{server}/{names[1]}"
 
@@ -128,18 +110,6 @@ def make_store(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Sto
 
     makers: dict[str, Store] = {"sqlite": sqlite, "postgresql": postgresql, "parquet": parquet, "s3": objects}
     return makers[kind]
-
-
-def made_up(rides: int) -> list[tuple[Any, ...]]:
-    """Rides of February, some of them alike, and some that can't be scored."""
-    rows: list[tuple[Any, ...]] = []
-    for n in range(rides):
-        pickup = f"2021-02-{1 + n * 28 // rides:02} {n * 7 % 24:02}:{n * 13 % 60:02}:00"
-        dropoff = f"{pickup[:14]}{(n * 13 % 60 + 7) % 60:02}:30" if n * 13 % 60 < 50 else None
-        rows.append((pickup, 1 + n % 263, 1 + n * 5 % 263, None if n % 50 == 0 else round(n % 90 * 0.31, 2), dropoff))
-    rows += [rows[rides // 2]] * 3
-    rows += [(rows[0][0], 266, 7, 1.0, None), (rows[0][0], 7, None, 1.0, None), (rows[0][0], 7, 7, 200.5, None)]
-    return rows
 
 
 def score(rides: str, predictions: str, *options: str) -> str:

@@ -1,0 +1,402 @@
+"""The predictions database in a browser: `python -m batch.dashboard --predictions sqlite:///predictions.db`, then port 8050.
+
+It only reads, and the database adds up. The filters are in the page's address, so a view can be sent to somebody.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import click
+from gunicorn.app.base import BaseApplication
+
+try:
+    import plotly.graph_objects as go
+    from dash import Dash, Input, Output, ctx, dcc, html
+
+    from batch import summary
+    from batch.databases import Database
+    from batch.stores import Address, StoreError, shown
+    from batch.summary import Row, Scope, errors, total
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"batch.dashboard needs {error.name}: run `make venv CATEGORIES=dashboard`, then .venv/bin/python -m batch.dashboard"
+    )
+
+from ride_duration.slices import DAYS, USUAL_MINUTES
+
+INK, COLOURS, PALE = "#64748b", ("#c2410c", "#2563eb", "#059669", "#9333ea", "#ca8a04"), "#94a3b8"
+SMALL_DRIFT, LARGE_DRIFT = 0.1, 0.25
+SHOWN_REASON = 120
+
+
+def create_app(predictions: str) -> Dash:
+    """The Dash app over a predictions database; it opens a connection for each view.
+
+    Raises
+    ------
+    StoreError
+        If the address is not a database's.
+    """
+    address = Address.of(predictions)
+    if address.kind == "parquet":
+        raise StoreError(f"{shown(predictions)}: the dashboard reads a database; give sqlite:///FILE.db or postgresql://…")
+    app = Dash("batch.dashboard", title="Ride Duration: predictions", assets_folder=str(Path(__file__).parent / "assets"))
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
+    app.server.get("/healthz")(lambda: {"status": "ok"})
+    app.layout = html.Main(
+        [
+            dcc.Location(id="url", refresh=False),
+            html.Header(
+                [
+                    html.H1("Ride Duration"),
+                    html.Div(
+                        [
+                            html.Label(["From", dcc.Input(id="first", placeholder="YYYY-MM-DD", maxLength=10, debounce=True)]),
+                            html.Label(["To", dcc.Input(id="last", placeholder="YYYY-MM-DD", maxLength=10, debounce=True)]),
+                            html.Label(["Model", dcc.Dropdown(id="version", placeholder="all versions")]),
+                        ],
+                        className="filters",
+                    ),
+                ]
+            ),
+            dcc.Loading(html.Div(id="view"), delay_show=400),
+        ]
+    )
+
+    @app.callback(
+        Output("url", "search"),
+        Output("first", "value"),
+        Output("last", "value"),
+        Output("version", "value"),
+        Output("version", "options"),
+        Output("view", "children"),
+        Input("url", "search"),
+        Input("first", "value"),
+        Input("last", "value"),
+        Input("version", "value"),
+    )
+    def show(search: str | None, first: str | None, last: str | None, version: str | None) -> tuple[Any, ...]:
+        asked = ctx.triggered_id in (None, "url")  # else a filter was changed
+        scope = scope_of(search or "") if asked else Scope(_day(first), _day(last), version)
+        try:
+            with closing(Database(address, read_only=True)) as database:
+                versions, content = view(database, scope)
+        except StoreError as error:
+            versions, content = [], empty("The predictions can't be read", str(error), SCORE)
+        return search_of(scope), scope.first, scope.last, scope.version, versions, content
+
+    app.server.test_client().get("/")  # Dash serves a script only where the page was asked for: before workers are forked
+    return app
+
+
+def scope_of(search: str) -> Scope:
+    """The filters of an address: `?from=2021-02-01&to=2021-02-07&version=…`; what is no date counts for nothing."""
+    values = {name: texts[0] for name, texts in parse_qs(search.removeprefix("?")).items()}
+    return Scope(_day(values.get("from")), _day(values.get("to")), values.get("version"))
+
+
+def search_of(scope: Scope) -> str:
+    """The inverse of `scope_of`."""
+    names = {"from": scope.first, "to": scope.last, "version": scope.version}
+    chosen = {name: value for name, value in names.items() if value}
+    return f"?{urlencode(chosen)}" if chosen else ""
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return date.fromisoformat((text or "")[:10])
+    except ValueError:
+        return None
+
+
+SCORE = "python -m batch.score --rides URL --predictions URL"
+
+
+def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
+    """The versions that there are, and the page below the filters."""
+    known = summary.known(database)
+    if known.first is None:
+        return known.versions, empty("There are no predictions yet", "A run of the batch job makes some:", SCORE)
+    by = {what: summary.sums(database, scope, what) for what in ("day", "hour", "borough", "miles")}
+    if not by["day"]:
+        return known.versions, empty(
+            "No prediction is within these filters",
+            f"There are predictions of rides from {known.first} to {known.last}, by {', '.join(known.versions)}.",
+        )
+    versions = [version for version in known.versions if any(row["model_version"] == version for row in by["day"])]
+    whole = total(by["day"])
+    refused = summary.rejects(database, scope)
+    parts: list[Any] = [headline(whole, refused), panel("Rides and predicted minutes by day", rides_by_day(by["day"]))]
+    if whole["usual"]:
+        low, high = USUAL_MINUTES
+        parts += [
+            panel(
+                "Error by day",
+                lines(by["day"], versions, lambda row: errors(row).rmse, "RMSE, minutes"),
+                f"Of rides that took {low:g} to {high:g} minutes, as in training; others are mostly meter errors.",
+            ),
+            panel(
+                "Interval coverage by day",
+                lines(by["day"], versions, lambda row: errors(row).coverage, "share inside", percent=True),
+                "The share of rides that took as long as their interval said.",
+            ),
+            *(
+                panel(f"Error by {title}", bars(by[what], versions))
+                for what, title in {"hour": "hour of pickup", "borough": "borough of pickup", "miles": "miles"}.items()
+            ),
+            panel("By model version", by_version(by["day"], versions), wide=True),
+            worst(summary.worst_pairs(database, scope)),
+        ]
+    else:
+        parts.append(
+            empty(
+                "No ride has its actual duration yet",
+                "Once rides have ended, this writes how long they took:",
+                f"{SCORE} --actuals",
+            )
+        )
+    parts.append(drift(database, scope, versions, by))
+    parts += [rejected(refused), panel("Newest runs", run_table(summary.runs(database, scope)), wide=True)]
+    return known.versions, html.Div(parts, className="panels")
+
+
+def headline(whole: Row, refused: list[Row]) -> Any:
+    """The figures at the top."""
+    found = errors(whole)
+    figures = [
+        (f"{int(whole['rides']):,}", "predictions"),
+        (f"{whole['predicted'] / whole['rides']:.1f} min", "mean prediction"),
+        (f"{sum(row['rides'] for row in refused):,}", "rejects"),
+        (f"{int(whole['ended']):,}", "have ended"),
+        (_minutes(found.rmse), "RMSE"),
+        (_minutes(found.mae), "MAE"),
+        (_minutes(found.bias, "+"), "bias"),
+        ("–" if found.coverage is None else f"{found.coverage:.1%}", "inside the interval"),
+    ]
+    return html.Dl([html.Div([html.Dd(value), html.Dt(label)]) for value, label in figures], className="headline")
+
+
+def rides_by_day(rows: list[Row]) -> Any:
+    """Rides as bars, the mean prediction and the mean duration as lines."""
+    days = sorted({row["key"] for row in rows})
+    of_day = [total([row for row in rows if row["key"] == day]) for day in days]
+    figure = go.Figure()
+    figure.add_bar(x=days, y=[row["rides"] for row in of_day], name="rides", marker_color=PALE, opacity=0.5)
+    means = [row["predicted"] / row["rides"] for row in of_day]
+    figure.add_scatter(x=days, y=means, name="predicted", yaxis="y2", line_color=COLOURS[0])
+    if any(row["usual"] for row in of_day):
+        actual = [row["actual"] / row["usual"] if row["usual"] else None for row in of_day]
+        figure.add_scatter(x=days, y=actual, name="actual", yaxis="y2", line={"color": COLOURS[1], "dash": "dot"})
+    minutes = {"title": "minutes", "rangemode": "tozero", "showgrid": False, "tickmode": "auto", "tickformat": ".0f"}
+    figure.update_layout(yaxis2=minutes | {"overlaying": "y", "side": "right"})
+    return graph(figure, "rides")
+
+
+def lines(
+    rows: list[Row], versions: Sequence[str], value: Callable[[Row], float | None], title: str, percent: bool = False
+) -> Any:
+    """A line a version, by day."""
+    figure = go.Figure()
+    for number, version in enumerate(versions):
+        own = [row for row in rows if row["model_version"] == version]
+        x, y = [row["key"] for row in own], [value(row) for row in own]
+        figure.add_scatter(x=x, y=y, name=version, mode="lines+markers", line_color=COLOURS[number % len(COLOURS)])
+    figure.update_yaxes(rangemode="tozero", tickformat=".0%" if percent else None)
+    return graph(figure, title)
+
+
+def bars(rows: list[Row], versions: Sequence[str]) -> Any:
+    """RMSE as bars, bias as points, a colour a version."""
+    figure = go.Figure()
+    keys = list(dict.fromkeys(row["key"] for row in rows))
+    for number, version in enumerate(versions):
+        own = {row["key"]: errors(row) for row in rows if row["model_version"] == version}
+        colour = COLOURS[number % len(COLOURS)]
+        x = [key for key in keys if key in own and own[key].rides]
+        figure.add_bar(x=x, y=[own[key].rmse for key in x], name=f"RMSE {version}", marker_color=colour, opacity=0.6)
+        bias = [own[key].bias for key in x]
+        figure.add_scatter(x=x, y=bias, name=f"bias {version}", mode="markers", marker={"color": colour, "symbol": "diamond"})
+    figure.update_xaxes(type="category")
+    return graph(figure, "minutes")
+
+
+def by_version(rows: list[Row], versions: Sequence[str]) -> Any:
+    """Errors of each version."""
+    cells = []
+    for version in versions:
+        whole = total([row for row in rows if row["model_version"] == version])
+        found = errors(whole)
+        everything = (whole["squared_error_of_all"] / whole["ended"]) ** 0.5 if whole["ended"] else None
+        cells.append(
+            [
+                version,
+                f"{int(whole['rides']):,}",
+                f"{found.rides:,}",
+                _minutes(found.rmse),
+                _minutes(found.mae),
+                _minutes(found.bias, "+"),
+                "–" if found.coverage is None else f"{found.coverage:.1%}",
+                _minutes(everything),
+            ]
+        )
+    low, high = USUAL_MINUTES
+    names = ["Model", "Predictions", f"Took {low:g}–{high:g} min", "RMSE", "MAE", "Bias", "Coverage", "RMSE of any duration"]
+    return table(names, cells)
+
+
+def worst(rows: list[Row]) -> Any:
+    """The pairs of zones that are predicted worst."""
+    if not rows:
+        return panel("Worst pairs", html.P(f"No pair has {summary.FEWEST} rides that have ended."), wide=True)
+    cells = [
+        [row["pickup"], row["dropoff"], f"{row['rides']:,}", _minutes(row["rmse"]), _minutes(row["bias"], "+")] for row in rows
+    ]
+    names = ["From", "To", "Rides", "RMSE", "Bias"]
+    note = f"Of the newest {summary.NEWEST:,} rides that have ended, pairs of {summary.FEWEST} or more."
+    return panel("Worst pairs", table(names, cells), note, wide=True)
+
+
+def drift(database: Database, scope: Scope, versions: Sequence[str], by: dict[str, list[Row]]) -> Any:
+    """The inputs now against the training records."""
+    version = scope.version or versions[0]
+    found = summary.drift(database, scope, version, by)
+    if found is None:
+        return panel("Drift", html.P(f"{version} does not tell what it was trained on: `train.py` writes it into model.bin."))
+    parts = []
+    for one in found:
+        figure = go.Figure()
+        labels = [label[:3] for label in one.labels] if one.labels == DAYS else one.labels
+        figure.add_bar(x=labels, y=one.trained, name="trained on", marker_color=PALE)
+        figure.add_bar(x=labels, y=one.now, name="now", marker_color=COLOURS[0])
+        figure.update_yaxes(tickformat=".0%")
+        figure.update_xaxes(type="category")
+        size = "small" if one.stability_index < SMALL_DRIFT else "large" if one.stability_index > LARGE_DRIFT else "moderate"
+        parts.append(
+            html.Div(
+                [
+                    html.H3(f"{one.name.capitalize()}: {size} drift ({one.stability_index:.2f})", className=size),
+                    graph(figure, "share"),
+                ]
+            )
+        )
+    note = f"Against the records that {version} was trained on; the population stability index is in brackets."
+    return panel("Drift of the inputs", html.Div(parts, className="drifts"), note, wide=True)
+
+
+def rejected(rows: list[Row]) -> Any:
+    """What was refused, and why."""
+    if not rows:
+        return panel("Rejects", html.P("None: every ride could be scored."), wide=True)
+    cells = [[row["field"], f"{row['rides']:,}", row["reason"][:SHOWN_REASON]] for row in rows]
+    return panel("Rejects", table(["Field", "Rides", "For example"], cells), wide=True)
+
+
+def run_table(rows: list[Row]) -> Any:
+    """The newest runs."""
+    names = ["Interval", "Model", "Read", "Predicted", "Rejected", "Seconds", "Finished, UTC"]
+    cells = [
+        [
+            f"{_short(row['interval_start'])} to {_short(row['interval_end'])}",
+            row["model_version"],
+            f"{row['rides_read']:,}",
+            f"{row['predicted']:,}",
+            f"{row['rejected']:,}",
+            f"{row['seconds']:.2f}",
+            row["finished_at"].replace("T", " "),
+        ]
+        for row in rows
+    ]
+    return table(names, cells)
+
+
+def panel(title: str, content: Any, note: str = "", wide: bool = False) -> Any:
+    """A titled part of the page."""
+    return html.Section([html.H2(title), content, html.P(note, className="note")], className="wide" if wide else "")
+
+
+def table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
+    """A table that can be scrolled on a phone."""
+    head = html.Thead(html.Tr([html.Th(name, scope="col") for name in names]))
+    body = html.Tbody([html.Tr([html.Td(cell) for cell in row]) for row in rows])
+    return html.Div(html.Table([head, body]), className="scrolled", tabIndex=0)
+
+
+def graph(figure: go.Figure, title: str) -> Any:
+    """A figure in the page's style."""
+    figure.update_layout(
+        margin={"l": 45, "r": 45, "t": 45, "b": 30},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK, "size": 12},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hovermode="x unified",
+        yaxis_title=title,
+    )
+    figure.update_xaxes(gridcolor="rgba(128,128,128,.15)")
+    figure.update_yaxes(gridcolor="rgba(128,128,128,.2)", zerolinecolor="rgba(128,128,128,.4)")
+    return dcc.Graph(figure=figure, config={"displayModeBar": False}, responsive=True, style={"height": "17.5rem"})
+
+
+def empty(title: str, text: str, command: str = "") -> Any:
+    """What to do when there is nothing to show."""
+    return html.Section([html.H2(title), html.P(text), html.Pre(command) if command else None], className="empty wide")
+
+
+def _minutes(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.2f} min"
+
+
+def _short(time: str) -> str:
+    return time.replace("T", " ").removesuffix(":00").removesuffix(" 00:00")
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn on the app, whatever configuration file is about."""
+
+    def __init__(self, app: Dash, port: int, host: str) -> None:
+        self.app, self.port, self.host = app, port, host
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Settings of our own."""
+        for name, value in {
+            "bind": f"{self.host}:{self.port}",
+            "workers": 2,
+            "threads": 4,
+            "timeout": 120,
+            "control_socket_disable": True,
+        }.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """The WSGI application."""
+        return self.app.server
+
+
+@click.command(context_settings={"show_default": True})
+@click.option(
+    "--predictions",
+    required=True,
+    envvar="PREDICTIONS",
+    metavar="URL",
+    help="The predictions database: sqlite:///… or postgresql://…",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8050, help="Port to answer on.")
+@click.option("--host", default="127.0.0.1", help="Address to answer on; 0.0.0.0 is all. It asks nobody who they are.")
+def main(predictions: str, port: int, host: str) -> None:
+    """Show rides, errors and drift of the predictions database, in a browser."""
+    try:
+        app = create_app(predictions)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} shows {shown(predictions)}")
+    _Server(app, port, host).run()
+
+
+if __name__ == "__main__":
+    main()
