@@ -1,9 +1,9 @@
-# The web service; `docker build -t ride-duration .`, `docker run -p 9696:9696 ride-duration`.
+# The web service; `docker build -t ride-duration .`, `docker run -p 9696:9696 ride-duration`. Another door is the same image with
+# its category and its command: `docker build -t ride-duration-batch --build-arg CATEGORIES=batch .`
 FROM python:3.13-slim AS build
 RUN pip install --no-cache-dir 'pipenv>=2026.7' && python -m venv /opt/venv
 WORKDIR /build
 COPY Pipfile Pipfile.lock ./
-# other doors' categories beside the web service's: --build-arg CATEGORIES="client"
 ARG CATEGORIES=
 RUN VIRTUAL_ENV=/opt/venv PIPENV_VERBOSITY=-1 pipenv sync --categories "packages $CATEGORIES" \
  # pip is no use at run time, nor is what numpy needs to build extensions and to test itself
@@ -17,9 +17,10 @@ WORKDIR /app
 COPY --from=build /opt/venv /opt/venv
 COPY ride_duration ride_duration
 COPY web web
+COPY batch batch
 COPY predict.py gunicorn.conf.py model.bin ./
 # compiled once here, since the user below may not write; 10001 by number, so that a cluster can see it isn't root
-RUN python -m compileall -q ride_duration web predict.py
+RUN python -m compileall -q ride_duration web batch predict.py
 USER 10001
 EXPOSE 9696
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \

@@ -13,20 +13,23 @@ installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 DEVELOPMENT := packages train report client batch dashboard dev-packages
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test test-slow browser postgresql spark train models lint lock image clean
+.PHONY: help venv serve batch-demo test test-slow browser postgresql spark train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving needs, and CATEGORIES="train client" beside it
 
 serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CONCURRENCY are obeyed)
 	$(BIN)/gunicorn predict:app
 
+batch-demo: $(call installed,packages batch dashboard) ## make a rides database, score it by the day, show the dashboard on port 8050
+	$(BIN)/python -m batch.demo
+
 test: $(call installed,$(DEVELOPMENT)) ## run the tests
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' -n auto --maxprocesses 4
 
 test-slow: $(call installed,$(DEVELOPMENT)) ## run the tests that take minutes: fuzzing, memory, deploys under load
 	$(BIN)/pytest -m slow

@@ -47,7 +47,8 @@ def create_app(predictions: str) -> Dash:
         raise StoreError(f"{shown(predictions)}: the dashboard reads a database; give sqlite:///FILE.db or postgresql://…")
     app = Dash("batch.dashboard", title="Ride Duration: predictions", assets_folder=str(Path(__file__).parent / "assets"))
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
-    app.server.get("/healthz")(lambda: {"status": "ok"})
+    for path in ("/healthz", "/readyz"):
+        app.server.get(path, endpoint=path)(lambda: {"status": "ok"})
     app.layout = html.Main(
         [
             dcc.Location(id="url", refresh=False),
@@ -369,6 +370,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "workers": 2,
             "threads": 4,
             "timeout": 120,
+            "graceful_timeout": 5,
             "control_socket_disable": True,
         }.items():
             self.cfg.set(name, value)
@@ -386,7 +388,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
     metavar="URL",
     help="The predictions database: sqlite:///… or postgresql://…",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=8050, help="Port to answer on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8050, envvar="PORT", help="Port to answer on.")
 @click.option("--host", default="127.0.0.1", help="Address to answer on; 0.0.0.0 is all. It asks nobody who they are.")
 def main(predictions: str, port: int, host: str) -> None:
     """Show rides, errors and drift of the predictions database, in a browser."""

@@ -1,56 +1,33 @@
-"""Rides and predictions in SQLite and PostgreSQL, through Arrow (ADBC), so that columns stay columns.
+"""Connections to SQLite and PostgreSQL, and the rides there, through Arrow (ADBC), so that columns stay columns.
 
-Both are asked in SQL for the same columns of the same types, whatever theirs are, so that one reader serves both. SQLite's
-cells have any type: one that a ride can't have comes back as JSON, for the reason that it is refused with.
+They are asked in SQL for columns of the types that are wanted, whatever theirs are. SQLite's cells have any type: one that a
+ride can't have comes back as JSON, for the reason that it is refused with.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from adbc_driver_manager import Error as DatabaseError
 from adbc_driver_manager import dbapi
 
-from batch.stores import KEYS, MISSING, NUMBERS, TABLES, Address, Span, StoreError, find_columns, of_seconds, seconds, shown
-from ride_duration.model import LinearModel
-from ride_duration.slices import BANDS, BOROUGHS, EDGES, USUAL_MINUTES
-from ride_duration.zones import ZONES
+from batch.stores import MISSING, NUMBERS, RIDES, Address, Span, StoreError, find_columns, of_seconds, seconds, shown
+from ride_duration.ride import NEW_YORK
 
 LOCK_SECONDS = 60
 """How long a SQLite file that another process holds is waited for."""
 
 _BATCH_ROWS = 65_536
-_TYPES = {pa.string(): "text", pa.timestamp("s"): "timestamp", pa.int64(): "bigint", pa.float64(): "double precision"}
-
-_ERROR = "(predicted_duration - actual_duration)"
-_USUAL = f"actual_duration between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
-
-
-def _sum(of: str, where: str = _USUAL) -> str:
-    return f"sum(case when {where} then {of} else 0 end)"
-
-
-SUMS = {
-    "rides": "count(*)",
-    "predicted": "sum(predicted_duration)",
-    "ended": "count(actual_duration)",
-    "squared_error_of_all": f"sum(coalesce({_ERROR} * {_ERROR}, 0))",
-    "usual": _sum("1"),
-    "actual": _sum("actual_duration"),
-    "error": _sum(_ERROR),
-    "absolute_error": _sum(f"abs({_ERROR})"),
-    "squared_error": _sum(f"{_ERROR} * {_ERROR}"),
-    "ranged": _sum("1", f"{_USUAL} and low is not null"),
-    "covered": _sum("1", f"{_USUAL} and actual_duration between low and high"),
-}
-"""The columns of `hourly`: predictions by hour of pickup, model version, borough of pickup and band of miles. A dashboard asks
-them of ten million predictions, so they are added up as these are written. `ended` are rides whose duration is known, `usual`
-and all that follow are of those that took usual minutes, `ranged` of those that were given an interval."""
+_DAY = timedelta(days=1)
 
 
 class Database:
@@ -129,12 +106,45 @@ class Database:
             cursor.execute(sql, parameters or None)
             cursor.fetchall() if cursor.description else None
 
-    def stage(self, rows: pa.Table) -> None:
-        """Put rows into a new temporary table, `staged`."""
+    def insert(self, table: str, rows: pa.Table, otherwise: str = "do nothing") -> int:
+        """Add rows, and tell how many; `otherwise` is what becomes of one whose key is there."""
+        columns = ", ".join(rows.column_names)
+        if not self.sqlite:
+            added = f"insert into {table} ({columns}) select {columns} from staged on conflict {otherwise} returning 1"
+            return self._staged(rows, added)
+        places = ", ".join("?" * rows.num_columns)
+        return self._each(f"insert into {table} ({columns}) values ({places}) on conflict {otherwise}", rows)
+
+    def fill_actuals(self, rows: pa.Table) -> int:
+        """Write `actual_duration` by `ride_id` where it isn't known yet, and tell to how many predictions."""
+        if not self.sqlite:
+            return self._staged(
+                rows,
+                "update predictions set actual_duration = staged.actual_duration from staged "
+                "where staged.ride_id = predictions.ride_id and predictions.actual_duration is null returning 1",
+            )
+        sql = "update predictions set actual_duration = ? where ride_id = ? and actual_duration is null"
+        return self._each(sql, rows.select(["actual_duration", "ride_id"]))
+
+    def _staged(self, rows: pa.Table, sql: str) -> int:
+        """Copy rows into a temporary table, `staged`, for a statement that returns a row for each that it changes."""
         with self._told(), self._connection.cursor() as cursor:
             # PostgreSQL's driver quotes names, and its tables' own are lower case
             rows = rows.rename_columns([name.lower() for name in rows.column_names])
             cursor.adbc_ingest("staged", rows, mode="create", temporary=True)
+        (changed,) = self.rows(f"with changed as ({sql}) select count(*) as n from changed")
+        self.run("drop table staged")
+        return int(changed["n"])
+
+    def _each(self, sql: str, rows: pa.Table) -> int:
+        """Run a statement with each row's cells; how many rows it changed."""
+        # times as text: the driver makes text of them one by one
+        texts = [column.cast(pa.string()) if pa.types.is_timestamp(column.type) else column for column in rows.columns]
+        before = self.rows("select total_changes() as n")[0]["n"]
+        with self._told(), self._connection.cursor() as cursor:
+            for batch in pa.table(texts, names=rows.column_names).to_batches():
+                cursor.executemany(sql, batch)
+        return int(self.rows("select total_changes() as n")[0]["n"] - before)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -166,199 +176,175 @@ class Database:
             raise StoreError(f"{shown(self.address.url)}: {shown(text)}{hint}") from None
 
 
-class DatabaseRides:
-    """The rides of a database's table: `stores.Rides`."""
+def open_rides(database: Database, mapping: Mapping[str, str]) -> "_TableRides":
+    """The rides of a database's table; `mapping` has their names of columns that are called otherwise there."""
+    return (SqliteRides if database.sqlite else PostgresqlRides)(database, mapping)
+
+
+class _TableRides(ABC):
+    """The rides of a table: `stores.Rides`."""
 
     def __init__(self, database: Database, mapping: Mapping[str, str]) -> None:
         self.database = database
         self.table = database.address.table or "rides"
         self.schema = database.schema(self.table)
         self.columns = find_columns(self.schema.names, mapping)
+        self.pickup = self.columns["pickup_datetime"]
 
     def close(self) -> None:
         """End the connection."""
         self.database.close()
-
-    def span(self) -> Span:
-        """What times there are."""
-        pickup = self._seconds("pickup_datetime")
-        sql = f"select min({pickup}) as first, max({pickup}) as last, count(*) - count({pickup}) as timeless from {self.table}"
-        (row,) = self.database.rows(sql)
-        if row["first"] is None:
-            return Span(None, None, row["timeless"])
-        return Span(of_seconds(row["first"]), of_seconds(row["last"]), row["timeless"])
 
     def exist(self, start: datetime, end: datetime) -> bool:
         """Whether any was picked up within [start, end)."""
         return bool(self.database.rows(f"select 1 as found from {self.table} where {self._within(start, end)} limit 1"))
 
+    def span(self, since: datetime | None) -> Span:
+        """What times there are since a time."""
+        pickup = self._seconds(self.pickup)
+        later = f"where {self.pickup} >= '{since - _DAY}' or {self.pickup} is null" if since else ""
+        what = f"min({pickup}) as first, max({pickup}) as last, count(*) - count({pickup}) as timeless"
+        (row,) = self.database.rows(f"select {what} from {self.table} {later}")
+        if row["first"] is None:
+            return Span(None, None, row["timeless"])
+        return Span(of_seconds(row["first"]), of_seconds(row["last"]), row["timeless"])
+
+    def _id(self) -> str:
+        return f"coalesce(cast({self.columns['ride_id']} as text), '')" if "ride_id" in self.columns else "''"
+
+    def _within(self, start: datetime, end: datetime) -> str:
+        """In SQL; by the column itself too, which an index serves."""
+        pickup = self._seconds(self.pickup)
+        within = f"{pickup} >= {seconds(start)} and {pickup} < {seconds(end)}"
+        return f"{self.pickup} >= '{start - _DAY}' and {self.pickup} < '{end + 2 * _DAY}' and {within}"
+
+    @abstractmethod
     def read(self, start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
         """Those picked up within [start, end), as `stores.RIDES`."""
-        pickup = self._seconds("pickup_datetime")
-        actual = f"({self._seconds('dropoff_datetime')} - {pickup}) / 60.0" if "dropoff_datetime" in self.columns else "null"
-        ride_id = f"coalesce(cast({self.columns['ride_id']} as text), '')" if "ride_id" in self.columns else "''"
+
+    @abstractmethod
+    def _seconds(self, theirs: str) -> str:
+        """Seconds of New York's clock, in SQL; null for what is no time."""
+
+
+class PostgresqlRides(_TableRides):
+    """The rides of a table in PostgreSQL."""
+
+    def read(self, start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
+        """Those picked up within [start, end), as `stores.RIDES`."""
+        pickup, actual = self._seconds(self.pickup), "null"
+        if "dropoff_datetime" in self.columns:
+            actual = f"({self._seconds(self.columns['dropoff_datetime'])} - {pickup}) / 60.0"
         select = [
-            f"{ride_id} as ride_id",
-            f"coalesce({pickup}, {seconds(start)}) as pickup",
-            *(f'{self._number(name)} as "{name}"' for name in NUMBERS),
+            f"{self._id()} as ride_id",
+            f"{pickup} as pickup",
+            *(f'coalesce(cast({self.columns[name]} as double precision), {MISSING}) as "{name}"' for name in NUMBERS),
             f"coalesce(cast({actual} as double precision), {MISSING}) as actual",
-            f"{self._odd()} as odd",
+            "'' as odd",
         ]
         sql = f"select {', '.join(select)} from {self.table} where {self._within(start, end)} order by pickup"
         yield from self.database.read(sql)
 
-    def _within(self, start: datetime, end: datetime) -> str:
-        theirs, pickup = self.columns["pickup_datetime"], self._seconds("pickup_datetime")
-        within = f"{pickup} >= {seconds(start)} and {pickup} < {seconds(end)}"
-        # by the column itself too, which an index serves, and a day wider
-        if self.database.sqlite:  # T sorts after a space; what looks like a time of these days and is none is read, and refused
-            low, high = f"{start:%Y-%m-%d}", f"{end:%Y-%m-%d}~"
-            return f"{theirs} between '{low}' and '{high}' and ({within} or ({pickup} is null and {theirs} < '{end}'))"
-        low, high = str(start - timedelta(days=1)), str(end + timedelta(days=1))
-        return f"{theirs} between '{low}'::timestamp and '{high}'::timestamp and {within}"
-
-    def _seconds(self, name: str) -> str:
-        theirs = self.columns[name]
-        if self.database.sqlite:
-            return f"cast(strftime('%s', {theirs}) as integer)"
+    def _seconds(self, theirs: str) -> str:
         if getattr(self.schema.field(theirs).type, "tz", None):
             theirs = f"timezone('America/New_York', {theirs})"
         return f"floor(extract(epoch from {theirs}::timestamp))::bigint"
 
-    def _number(self, name: str) -> str:
-        theirs = self.columns[name]
-        if self.database.sqlite:
-            return f"case when typeof({theirs}) in ('integer', 'real') then {theirs} * 1.0 else {MISSING} end"
-        return f"coalesce(cast({theirs} as double precision), {MISSING})"
 
-    def _odd(self) -> str:
-        if not self.database.sqlite:
-            return "''"
-        odd = " or ".join(f"typeof({self.columns[name]}) in ('text', 'blob')" for name in NUMBERS)
+class SqliteRides(_TableRides):
+    """The rides of a table in SQLite, where times are text and a cell may be of any type."""
+
+    def read(self, start: datetime, end: datetime) -> Iterator[pa.RecordBatch]:
+        """Those picked up within [start, end), as `stores.RIDES`."""
+        days = [start.date() + place * _DAY for place in range(-1, (end - start).days + 3)]
+        lows, highs, lengths = zip(*map(self._writing, days), strict=True)
+        (separator, *others) = {text for text in lows + highs if text is not None} or {""}
+        if not others and max(lengths) <= len("2021-02-01 08:15:00"):
+            # all are written alike, so that they sort as the times do, and an index gives them in order
+            low, high = (_shortest(time).replace(" ", separator) for time in (start, end))
+            within = f"{self.pickup} >= '{low}' and {self.pickup} < '{high}'"
+            for batch in self._select(f"{within} order by {self.pickup}"):
+                yield self._rides(batch, start, end).combine_chunks().to_batches()[0]
+            return
+        wide = f"{self.pickup} >= '{days[0]}' and {self.pickup} < '{days[-1]}'"
+        parts = [self._rides(batch, start, end) for batch in self._select(wide)]
+        if parts:
+            yield from pa.concat_tables(parts).sort_by("pickup").combine_chunks().to_batches(_BATCH_ROWS)
+
+    @cache  # noqa: B019  # it lives as long as the job
+    def _writing(self, day: date) -> tuple[str | None, str | None, int]:
+        """How the times of a day are written: the least and the greatest character between date and time, the longest."""
+        separator = f"substr({self.pickup}, 11, 1)"
+        (row,) = self.database.rows(
+            f"select min({separator}) as low, max({separator}) as high, coalesce(max(length({self.pickup})), 0) as longest "
+            f"from {self.table} where {self.pickup} >= '{day}' and {self.pickup} < '{day + _DAY}'"
+        )
+        return row["low"], row["high"], row["longest"]
+
+    def _select(self, where: str) -> Iterator[pa.RecordBatch]:
+        def text(name: str) -> str:
+            return f"coalesce(cast({self.columns[name]} as text), '')" if name in self.columns else "''"
+
+        def number(theirs: str) -> str:
+            return f"case when typeof({theirs}) in ('integer', 'real') then {theirs} * 1.0 else {MISSING} end"
+
+        of = {name: self.columns[name] for name in NUMBERS}
+        odd = " or ".join(f"typeof({theirs}) in ('text', 'blob')" for theirs in of.values())
         cells = ", ".join(
             f"'{name}', case typeof({theirs}) when 'blob' then 'blob ' || hex({theirs}) else {theirs} end"
-            for name, theirs in ((name, self.columns[name]) for name in (*NUMBERS, "pickup_datetime"))
+            for name, theirs in of.items()
         )
-        return f"case when {odd} or {self._seconds('pickup_datetime')} is null then json_object({cells}) else '' end"
+        select = [
+            f"{self._id()} as ride_id",
+            f"{text('pickup_datetime')} as pickup",
+            *(f'{number(theirs)} as "{name}"' for name, theirs in of.items()),
+            f"{text('dropoff_datetime')} as dropoff",
+            f"case when {odd} then json_object({cells}) else '' end as odd",
+        ]
+        return self.database.read(f"select {', '.join(select)} from {self.table} where {where}")
+
+    def _rides(self, batch: pa.RecordBatch, start: datetime, end: datetime) -> pa.Table:
+        """A batch as `stores.RIDES`; what looks like a time of the interval and is none is in it, and odd."""
+        pickup, dropoff = _seconds_of(batch["pickup"]), _seconds_of(batch["dropoff"])
+        odd = batch["odd"]
+        bad = pc.is_null(pickup)
+        if pc.any(bad).as_py():
+            odds = odd.to_pylist()
+            for row in np.flatnonzero(bad.to_numpy(zero_copy_only=False)).tolist():
+                cells = batch.slice(row, 1).to_pylist()[0]
+                text = cells["pickup"]
+                if str(start) <= text.replace("T", " ") < str(end):
+                    known = {name: None if cells[name] == MISSING else cells[name] for name in NUMBERS}
+                    known |= msgspec.json.decode(odds[row] or "{}")
+                    odds[row] = msgspec.json.encode(known | {"pickup_datetime": text}).decode()
+                    pickup = pc.replace_with_mask(pickup, pa.array(np.arange(len(pickup)) == row), pa.scalar(seconds(start)))
+            odd = pa.array(odds, pa.string())
+        actual = pc.fill_null(pc.divide(pc.cast(pc.subtract(dropoff, pickup), pa.float64()), 60.0), MISSING)
+        columns = [batch["ride_id"], pickup, *(batch[name] for name in NUMBERS), actual, odd]
+        inside = pc.and_(pc.greater_equal(pickup, seconds(start)), pc.less(pickup, seconds(end)))
+        return pa.table(columns, schema=RIDES).filter(inside)
+
+    def _seconds(self, theirs: str) -> str:
+        return f"cast(strftime('%s', {theirs}) as integer)"
 
 
-class DatabasePredictions:
-    """Predictions, rejects and runs in a database: `stores.Predictions`."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        with database.transaction():
-            if not database.sqlite:
-                database.lock("tables")  # two jobs may both be the first
-            for table, schema in TABLES.items():
-                columns = ", ".join(f"{name} {_TYPES[type_]}" for name, type_ in zip(schema.names, schema.types, strict=True))
-                database.run(f"create table if not exists {table} ({columns}, primary key ({', '.join(KEYS[table])}))")
-            sums = ", ".join(f"{name} double precision" for name in SUMS)
-            database.run(
-                f"create table if not exists hourly (hour timestamp, model_version text, borough text, miles text, {sums}, "
-                "primary key (hour, model_version, borough, miles))"
-            )
-            database.run("create table if not exists models (model_version text primary key, trained_on text, inputs text)")
-            database.run("create index if not exists predictions_by_pickup on predictions (pickup_datetime)")
-
-    def close(self) -> None:
-        """End the connection."""
-        self.database.close()
-
-    def last_end(self) -> datetime | None:
-        """The end of the last interval that is done."""
-        (row,) = self.database.rows("select cast(max(interval_end) as text) as done from runs")
-        return datetime.fromisoformat(row["done"]) if row["done"] else None
-
-    def introduce(self, model: LinearModel) -> None:
-        """Keep what a dashboard wants to know of a model: the months and the shares of the rides that it was trained on."""
-        metadata = model.metadata
-        months, inputs = (", ".join(metadata.trained_on), metadata.inputs) if metadata else ("", {})
-        row = {"model_version": [model.version], "trained_on": [months], "inputs": [msgspec.json.encode(inputs).decode()]}
-        with self.database.transaction():
-            self.database.lock("models")
-            _insert(self.database, "models", pa.table(row))
-
-    @contextmanager
-    def writing(self, start: datetime, end: datetime, version: str) -> Iterator["_Interval"]:
-        """An interval to write, in one transaction."""
-        with self.database.transaction():
-            self.database.lock(f"{start} {end} {version}")
-            yield _Interval(self.database, start, end)
-
-    @contextmanager
-    def filling(self, start: datetime, end: datetime) -> Iterator["_Interval"]:
-        """An interval to fill, in one transaction."""
-        with self.database.transaction():
-            self.database.lock(f"{start} {end}")
-            interval = _Interval(self.database, start, end)
-            yield interval
-            if interval.filled:
-                interval.add_up()
+def _shortest(time: datetime) -> str:
+    """A time as the shortest text of it, which sorts before the longer ones."""
+    return str(time).removesuffix(":00").removesuffix(" 00:00")
 
 
-class _Interval:
-    """An open transaction: `stores.Writing` and `stores.Filling`."""
-
-    def __init__(self, database: Database, start: datetime, end: datetime) -> None:
-        self.database, self.start, self.end = database, start, end
-        self.filled = 0
-
-    def add(self, predictions: pa.Table, rejects: pa.Table) -> None:
-        """Add rows whose key isn't there yet."""
-        _insert(self.database, "predictions", predictions)
-        _insert(self.database, "rejects", rejects)
-
-    def finish(self, run: pa.Table) -> None:
-        """Add the run, or what has come late to it."""
-        self.add_up()
-        counts = ", ".join(f"{name} = excluded.{name}" for name in run.column_names if name not in KEYS["runs"])
-        more = f"({', '.join(KEYS['runs'])}) do update set {counts} where runs.rides_read <> excluded.rides_read"
-        _insert(self.database, "runs", run, more)
-
-    def fill(self, actuals: pa.Table) -> None:
-        """Write `actual_duration` by `ride_id` where it isn't known yet."""
-        self.database.stage(actuals)
-        missing = "staged.ride_id = predictions.ride_id and predictions.actual_duration is null"
-        (found,) = self.database.rows(f"select count(*) as n from predictions, staged where {missing}")
-        self.database.run(f"update predictions set actual_duration = staged.actual_duration from staged where {missing}")
-        self.database.run("drop table staged")
-        self.filled += found["n"]
-
-    def add_up(self) -> None:
-        """Make the rows of `hourly` anew for the hours that this interval touches."""
-        first = self.start.replace(minute=0, second=0, microsecond=0)
-        last = (self.end + timedelta(hours=1, microseconds=-1)).replace(minute=0, second=0, microsecond=0)
-        self.database.lock("hourly")  # who comes next must see these rows before it adds up the same hour
-        sqlite = self.database.sqlite
-        hour = "substr(pickup_datetime, 1, 13) || ':00:00'" if sqlite else "date_trunc('hour', pickup_datetime)"
-        between = [f"'{time:%Y-%m-%dT%H:%M:%S}'" for time in (first, last)]
-        self.database.run(f"delete from hourly where hour >= {between[0]} and hour < {between[1]}")
-        self.database.run(
-            f"insert into hourly select {hour} as hour, model_version, {_BOROUGH} as borough, {_MILES} as miles, "
-            f"{', '.join(SUMS.values())} from predictions "
-            f"where pickup_datetime >= {between[0]} and pickup_datetime < {between[1]} group by 1, 2, 3, 4"
-        )
+def _seconds_of(texts: pa.Array) -> pa.Array:
+    """Seconds of New York's clock, null where a text is no time."""
+    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    try:
+        return texts.cast(pa.timestamp("us")).cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+    except pa.ArrowInvalid:  # one of them is no time, or has a zone
+        return pa.array([None if text is None else _seconds_of_one(text) for text in texts.to_pylist()], pa.int64())
 
 
-def _insert(database: Database, table: str, rows: pa.Table, otherwise: str = "do nothing") -> None:
-    """Add rows; `otherwise` is what becomes of one whose key is there."""
-    if not len(rows):
-        return
-    columns = ", ".join(rows.column_names)
-    database.stage(rows)
-    database.run(f"insert into {table} ({columns}) select {columns} from staged where true on conflict {otherwise}")
-    database.run("drop table staged")
-
-
-def _borough(name: str) -> str:
-    zones = ", ".join(str(zone.zone_id) for zone in ZONES.values() if zone.borough == name)
-    return f"when PULocationID in ({zones}) then '{name}'"
-
-
-_BOROUGH = f"case {' '.join(map(_borough, BOROUGHS))} end"
-_MILES = (
-    f"case when coalesce(trip_distance, 0) <= 0 then '{BANDS[0]}' "
-    + " ".join(f"when trip_distance < {edge} then '{band}'" for edge, band in zip(EDGES, BANDS[1:], strict=False))
-    + f" else '{BANDS[-1]}' end"
-)
+def _seconds_of_one(text: str) -> int | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return seconds((time.astimezone(NEW_YORK) if time.tzinfo else time).replace(tzinfo=None, microsecond=0))

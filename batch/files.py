@@ -58,11 +58,12 @@ class FileRides:
         for file in self._files:
             file.file.close()
 
-    def span(self) -> Span:
-        """What times there are."""
-        times = [group.pickups() for group in self._groups()]
+    def span(self, since: datetime | None) -> Span:
+        """What times there are since a time."""
+        groups = list(self._groups(seconds(since) if since else None, seconds(datetime.max)))
+        times = [group.pickups() for group in groups]
         known = [(found.min(), found.max()) for found in times if len(found)]
-        timeless = sum(group.rows for group in self._groups()) - sum(map(len, times))
+        timeless = sum(group.rows for group in groups) - sum(map(len, times))
         if not known:
             return Span(None, None, timeless)
         return Span(

@@ -135,9 +135,21 @@ def pairs(context: click.Context, option: click.Parameter, values: tuple[str, ..
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
-@click.option("--rides", "rides_url", required=True, metavar="URL", help=f"Where rides are: {KINDS}. #TABLE names a table.")
 @click.option(
-    "--predictions", "predictions_url", required=True, metavar="URL", help="Where predictions go, made if there are none."
+    "--rides",
+    "rides_url",
+    required=True,
+    metavar="URL",
+    envvar="RIDES",
+    help=f"Where rides are: {KINDS}. #TABLE names a table.",
+)
+@click.option(
+    "--predictions",
+    "predictions_url",
+    required=True,
+    metavar="URL",
+    envvar="PREDICTIONS",
+    help="Where predictions go, made if there are none.",
 )
 @click.option(
     "--from", "start", type=click.DateTime(), help="First pickup time, New York's. Without it: since the last interval done."
@@ -167,6 +179,7 @@ def main(
     """Score the rides picked up within each interval of a time, and write predictions, rejects and a run for each.
 
     Without --from and --to it scores every complete interval since the last one done, then ends: what cron calls.
+    A URL with a password belongs in the environment, RIDES and PREDICTIONS: other users see a process's options.
 
     \b
     python -m batch.score --rides 'data/*.parquet' --predictions sqlite:///predictions.db --from 2021-02-01 --to 2021-03-01
@@ -183,17 +196,18 @@ def main(
         with ExitStack() as opened:
             rides = opened.enter_context(closing(open_rides(rides_url, mapping)))
             if start and end and not rides.exist(start, end):
-                raise Failure(f"{_of(rides.span())}; none is from {start} to {end}", EXIT_EMPTY)
+                raise Failure(f"{_of(rides.span(None))}; none is from {start} to {end}", EXIT_EMPTY)
             predictions = opened.enter_context(closing(open_predictions(predictions_url)))
             if model:
                 predictions.introduce(model)
             if start and end:
                 todo = list(intervals(start, end, every))
             else:
-                span, done = rides.span(), None if actuals else predictions.last_end()
+                done = None if actuals else predictions.last_end()
+                span = rides.span(done)
                 todo = next_intervals(span, done, every, datetime.now(NEW_YORK).replace(tzinfo=None))
                 if span.timeless:
-                    click.echo(f"{span.timeless:,} rides are in no interval: their pickup time can't be read", err=True)
+                    click.echo(f"{span.timeless:,} rides in no interval: their pickup time can't be read", err=True)
             progress = opened.enter_context(tqdm(todo, unit=every, disable=None))
             if model is None:
                 filled = sum(fill_interval(rides, predictions, *interval) for interval in progress)
@@ -204,11 +218,11 @@ def main(
     except StoreError as error:
         raise Failure(error, EXIT_STORE) from None
     if model is None:
-        click.echo(f"{len(todo):,} intervals of a {every}: {filled:,} predictions have got their actual duration")
+        click.echo(f"{len(todo):,} intervals, {every} by {every}: {filled:,} predictions have got their actual duration")
         return
     read, predicted, rejected = (sum(column) for column in zip(Counts(0, 0, 0), *counts, strict=True))
     click.echo(
-        f"{len(todo):,} intervals of a {every}: {read:,} rides read = {predicted:,} predicted + {rejected:,} rejected, "
+        f"{len(todo):,} intervals, {every} by {every}: {read:,} rides read = {predicted:,} predicted + {rejected:,} rejected, "
         f"by {model.version}"
     )
 

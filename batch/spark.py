@@ -153,7 +153,7 @@ def main(
     write(spark.createDataFrame(runs, from_arrow_schema(schema, prefer_timestamp_ntz=True)), root, "runs")
     predicted, rejected = (sum(count[place] for count in counts.values()) for place in (0, 1))
     click.echo(
-        f"{len(todo):,} intervals of a {every}: {predicted + rejected:,} rides read = {predicted:,} predicted + "
+        f"{len(todo):,} intervals, {every} by {every}: {predicted + rejected:,} rides read = {predicted:,} predicted + "
         f"{rejected:,} rejected, by {model.version}"
     )
     spark.stop()

@@ -142,8 +142,8 @@ class Rides(Protocol):
     def close(self) -> None:
         """Let go of what holds them."""
 
-    def span(self) -> Span:
-        """What times there are."""
+    def span(self, since: datetime | None) -> Span:
+        """What times there are since a time."""
 
     def exist(self, start: datetime, end: datetime) -> bool:
         """Whether any was picked up within [start, end)."""
@@ -204,9 +204,9 @@ def open_rides(url: str, mapping: Mapping[str, str]) -> Rides:
         from batch.files import FileRides
 
         return FileRides(address, mapping)
-    from batch.databases import Database, DatabaseRides
+    from batch import databases
 
-    return DatabaseRides(Database(address), mapping)
+    return databases.open_rides(databases.Database(address), mapping)
 
 
 def open_predictions(url: str) -> Predictions:
@@ -222,7 +222,8 @@ def open_predictions(url: str) -> Predictions:
         from batch.files import FilePredictions
 
         return FilePredictions(address)
-    from batch.databases import Database, DatabasePredictions
+    from batch.databases import Database
+    from batch.predictions import DatabasePredictions
 
     return DatabasePredictions(Database(address, create=True))
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from batch.databases import SUMS, Database
+from batch.databases import Database
+from batch.predictions import SUMS
 from ride_duration.slices import BANDS, BOROUGHS, DAYS, HOURS, SLICES, USUAL_MINUTES
 from ride_duration.zones import ZONES
 

@@ -145,7 +145,7 @@ def everything(url: str) -> list[list[dict[str, Any]]]:
 def test_every_ride_gets_the_web_services_answer_or_its_reason(store: Store, service: str) -> None:
     rides, predictions = store(made_up(600))
     told = score(rides, predictions, *FEBRUARY)
-    assert "4 intervals of a week: 606 rides read = 603 predicted + 3 rejected" in told
+    assert "4 intervals, week by week: 606 rides read = 603 predicted + 3 rejected" in told
     by_lower, refusals = everything(predictions)
     assert len({row["ride_id"] for row in by_lower}) == len(by_lower) == 603
     asked = [
@@ -200,12 +200,8 @@ def minutes(pickup: str, dropoff: str) -> float:
     return (datetime.fromisoformat(dropoff) - datetime.fromisoformat(pickup)).total_seconds() / 60
 
 
-def test_rides_that_come_late_are_added_and_nothing_else(store: Store) -> None:
-    rows = made_up(300)
-    rides, predictions = store(rows)
-    address = Address.of(rides)
-    if address.kind != "sqlite":
-        pytest.skip("one store to add to is enough; what predictions do is seen below")
+def test_rides_that_come_late_are_added_and_nothing_else(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    rides, predictions = make_store("sqlite", request, tmp_path)(made_up(300))
     for kind in ("sqlite", "parquet"):
         to = predictions if kind == "sqlite" else predictions.removeprefix("sqlite:///") + "-files"
         score(rides, to, *FEBRUARY)
@@ -385,7 +381,29 @@ def test_times_that_are_none_are_told_or_refused(tmp_path: Path) -> None:
     done, refused = everything(predictions)
     assert [row["ride_id"] for row in done] == ["1"]
     assert {row["ride_id"]: row["field"] for row in refused} == {"0": "pickup_datetime", "3": "pickup_datetime"}
-    assert "2 rides are in no interval" in CliRunner().invoke(main, ["--rides", rides, "--predictions", predictions]).output
+    assert "1 rides in no interval" in CliRunner().invoke(main, ["--rides", rides, "--predictions", predictions]).output
+
+
+def test_times_in_sqlite_may_be_written_in_any_way(tmp_path: Path) -> None:
+    ways = ["2021-02-01 08:15:00", "2021-02-01T08:15:00", "2021-02-01T08:15", "2021-02-01T13:15:00Z", "2021-02-01 08:15:00.250"]
+    for name, times in {"alike": ways[:1] * 5, "mixed": ways}.items():
+        with closing(sqlite3.connect(tmp_path / f"{name}.db")) as database, database:
+            database.execute("create table rides (pickup_datetime, PULocationID, DOLocationID, trip_distance)")
+            database.executemany("insert into rides values (?, 7, 7, 2)", [(time,) for time in [*times, "2021-02-07 23:59:59"]])
+        score(
+            f"sqlite:///{tmp_path}/{name}.db",
+            f"sqlite:///{tmp_path}/{name}-out.db",
+            "--from",
+            "2021-02-01",
+            "--to",
+            "2021-02-08",
+        )
+    alike, mixed = (
+        [[row | {"scored_at": None} for row in rows] for rows in everything(f"sqlite:///{tmp_path}/{name}-out.db")]
+        for name in ("alike", "mixed")
+    )
+    assert alike == mixed
+    assert len(alike[0]) == 6
 
 
 def test_a_time_with_a_zone_is_new_yorks(tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -2,20 +2,26 @@
 
 import copy
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
 
 import predict
-from conftest import PROJECT
+from batch import score
+from conftest import PROJECT, made_up, typed
 
 FOLDER = PROJECT / "deploy/kubernetes"
 MANIFESTS: dict[str, Any] = {
@@ -126,3 +132,34 @@ def test_the_model_is_put_where_the_service_reads_it() -> None:
     (mount,) = copier["volumeMounts"]
     assert volumes[Path(environment["MODEL"]).parent] == mount["name"]
     assert not mount.get("readOnly")
+
+
+CRON_JOB = yaml.safe_load((PROJECT / "deploy/batch/cronjob.yaml").read_text())
+CRONTAB = (PROJECT / "deploy/batch/crontab").read_text()
+
+
+def test_the_cron_job_is_what_kubernetes_takes_and_runs_as_the_image_does() -> None:
+    newest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(CRON_JOB, newest, strict=True)
+    wrong = copy.deepcopy(CRON_JOB)
+    wrong["spec"]["jobTemplate"]["spec"]["backoff"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, newest, strict=True)
+    job = CRON_JOB["spec"]["jobTemplate"]["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["values"] == [click.UsageError.exit_code, score.EXIT_MODEL]
+    assert job["template"]["spec"]["securityContext"]["runAsUser"] == POD["spec"]["securityContext"]["runAsUser"]
+
+
+def test_what_cron_calls_scores_each_complete_hour_and_nothing_else(tmp_path: Path) -> None:
+    pq.write_table(typed(made_up(300)), tmp_path / "rides.parquet")
+    environment = os.environ | {"RIDES": str(tmp_path / "rides.parquet"), "PREDICTIONS": f"sqlite:///{tmp_path}/predictions.db"}
+    (container,) = CRON_JOB["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    command = [sys.executable, *container["command"][1:]]
+    first = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert "306 rides read = 303 predicted + 3 rejected" in first.stdout, first.stderr
+    (line,) = (line for line in CRONTAB.splitlines() if line.startswith("7 "))
+    again = line.split(maxsplit=5)[5].replace("/srv/ride-duration", str(PROJECT)).replace("/var/log", str(tmp_path))
+    again = again.replace(".venv/bin/python", sys.executable)
+    subprocess.run(["sh", "-ec", again], env=environment, check=True)
+    assert "0 intervals, hour by hour" in (tmp_path / "ride-duration-batch.log").read_text()

@@ -40,7 +40,7 @@ def test_spark_writes_what_one_machine_writes_and_overwrites_its_intervals_only(
     options = ["--rides", str(tmp_path / "rides.parquet"), "--predictions", str(tmp_path / "spark")]
     first = spark_submit(*options, *FEBRUARY)
     assert first.returncode == 0, first.stderr[-3000:]
-    assert "4 intervals of a week: 5,006 rides read = 5,003 predicted + 3 rejected" in first.stdout
+    assert "4 intervals, week by week: 5,006 rides read = 5,003 predicted + 3 rejected" in first.stdout
     ours = CliRunner().invoke(main, [*options[:3], str(tmp_path / "ours"), *FEBRUARY])
     assert ours.exit_code == 0, ours.output
     for table, count in {"predictions": 5003, "rejects": 3}.items():

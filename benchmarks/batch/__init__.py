@@ -1,0 +1,1 @@
+"""The batch job beside other ways to do it."""
