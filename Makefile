@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
 # what tests and checks need
-DEVELOPMENT := packages train report client batch dashboard dev-packages
+DEVELOPMENT := packages train report client batch dashboard stream dev-packages
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve batch-demo test test-slow browser postgresql spark train models lint lock image clean
+.PHONY: help venv serve batch-demo test test-slow browser postgresql spark kafka train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -42,6 +42,10 @@ postgresql: ## install PostgreSQL, which the tests of the batch door start
 
 spark: $(call installed,packages batch spark) ## install Spark, and Java if there is none, for the batch job on a cluster
 	@command -v java || { apt-get update -qq && apt-get install -qq -y default-jre-headless; }
+
+kafka: ## install Apache Kafka's jars, and Java and Maven if there are none, for the tests of the stream
+	@command -v mvn || { apt-get update -qq && apt-get install -qq -y maven default-jre-headless; }
+	@ls .kafka/libs/kafka_*.jar || mvn -q -B -f benchmarks/stream/kafka/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(abspath .kafka/libs)
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)

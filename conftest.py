@@ -21,7 +21,7 @@ import pytest
 import requests
 from hypothesis import settings
 from hypothesis import strategies as st
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from ride_duration.ride import Ride
 from ride_duration.zones import STRAIGHT_MILES
@@ -201,6 +201,7 @@ def browser() -> Iterator[Browser]:
             missing("Chromium", "make browser")
         options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"]
         chromium = playwright.chromium.launch(executable_path=found, args=options)
+        expect.set_options(timeout=30_000)  # a busy machine takes its time
         yield chromium
         chromium.close()
 

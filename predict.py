@@ -13,12 +13,13 @@ import numpy as np
 from flask import Flask, Response, request
 from msgspec import UNSET
 
+from ride_duration import logs
 from ride_duration.explanation import explain
 from ride_duration.inputs import Columns
 from ride_duration.model import ModelError
 from ride_duration.ride import EXAMPLE, FieldError, check_ride, decode_rides
 from ride_duration.watch import WatchedModel, as_utc
-from web import access, logs, metrics, openapi, pages, problems, settings
+from web import access, metrics, openapi, pages, problems, settings
 from web.access import Access
 from web.body import read_json_body
 from web.contract import Description, Health, Prediction, Predictions, Readiness, Refused

@@ -38,7 +38,7 @@ def score(model: LinearModel, batch: pa.RecordBatch, ids: "Ids") -> tuple[pa.Tab
     good &= (pickup >= _FIRST_TIME) & (pickup < _END_OF_TIME)
     for zone in zones:
         good &= (zone >= FIRST_ZONE) & (zone <= LAST_ZONE) & (zone == np.floor(zone))
-    good &= np.isnan(miles) | ((miles >= 0) & (miles <= MAX_MILES))
+    good &= (np.isnan(miles) & (not model.needs_distance)) | ((miles >= 0) & (miles <= MAX_MILES))
     ride_ids = ids.of(batch)
     when, scored_at = pickup.astype("datetime64[s]"), now()
 
@@ -63,7 +63,7 @@ def score(model: LinearModel, batch: pa.RecordBatch, ids: "Ids") -> tuple[pa.Tab
         pa.nulls(count),
     ]
     bad = np.flatnonzero(~good)
-    reasons = [_reason(batch.slice(row, 1).to_pylist()[0]) for row in bad.tolist()]
+    reasons = [_reason(model, batch.slice(row, 1).to_pylist()[0]) for row in bad.tolist()]
     rejects = [
         ride_ids.take(pa.array(bad)),
         _same(model.version, len(bad)),
@@ -84,14 +84,14 @@ def _table(name: str, columns: list[Any]) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _reason(row: dict[str, Any]) -> tuple[str, str]:
-    """The first field that the contract refuses, and why: in the words of every door."""
+def _reason(model: LinearModel, row: dict[str, Any]) -> tuple[str, str]:
+    """The first field that the contract, or the model, refuses, and why: in the words of every door."""
     ride: dict[str, Any] = {name: None if row[name] == MISSING else row[name] for name in NUMBERS}
     ride["pickup_datetime"] = of_seconds(row["pickup"]).isoformat()
     if row["odd"]:
         ride |= msgspec.json.decode(row["odd"])
     try:
-        check_ride(ride)
+        model.predict(check_ride(ride))
     except InvalidRide as error:
         return error.errors[0].field, "; ".join(f"{e.field} {e.detail}" for e in error.errors)
     raise AssertionError(f"a ride that the contract takes was not scored: {ride}")

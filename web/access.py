@@ -11,7 +11,8 @@ from typing import Any
 
 from flask import Request
 
-from web import logs, metrics
+from ride_duration import logs
+from web import metrics
 
 FIELDS = "ride_duration.fields"
 """Key of the WSGI environment under which a view leaves what the request's line in the log is to tell."""

@@ -24,7 +24,8 @@ from gunicorn.http.errors import (
 )
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from web import logs, metrics, settings
+from ride_duration import logs
+from web import metrics, settings
 from web.problems import CONTENT_TYPE, Problem
 
 ARRIVAL_SECONDS = 10

@@ -1,0 +1,187 @@
+"""The messages, the MLOps course's, and what a consumer answers to a batch of them: plain functions of a model and bytes."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import msgspec
+
+from ride_duration.inputs import Columns
+from ride_duration.model import LinearModel
+from ride_duration.ride import InvalidRide, Ride, RideId, Target, check_ride
+
+RIDES, PREDICTIONS, DEAD_LETTERS = "rides", "predictions", "rides.dlq"
+
+MAX_DEAD_BYTES = 500_000
+"""A dead letter has the event itself up to so many bytes, and a digest of it beyond: it must fit into any broker's limit."""
+
+MAX_ERROR = 1000
+
+
+class RideEvent(msgspec.Struct):
+    """`{"ride_id": 156, "ride": {…}}`, a message of `rides`; the ride is the one that `POST /predict` takes."""
+
+    ride_id: RideId
+    ride: msgspec.Raw
+
+
+class Prediction(msgspec.Struct, omit_defaults=True):
+    """What is predicted of a ride; of the three only the model's target is there."""
+
+    ride_id: RideId
+    ride_duration: float | None = None
+    """Minutes."""
+    ride_fare: float | None = None
+    """Dollars, as is the tip."""
+    ride_tip: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+class PredictionEvent(msgspec.Struct):
+    """`{"model": …, "version": …, "prediction": {…}, "ride": {…}}`, a message of `predictions`; the ride is as it came."""
+
+    model: str
+    version: str
+    prediction: Prediction
+    ride: msgspec.Raw
+
+
+class Event(NamedTuple):
+    """A message as it was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes | None
+    key: bytes | None = None
+
+
+class Output(NamedTuple):
+    """A message to publish."""
+
+    topic: str
+    key: str
+    value: bytes | None
+    partition: int
+    """Of the event that it answers."""
+    once: str | None = None
+    """Published no more than once by this name."""
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+_decode = msgspec.json.Decoder(RideEvent).decode
+_decode_ride = msgspec.json.Decoder(Ride).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class _Named(msgspec.Struct):
+    model: str
+
+
+_decode_name = msgspec.json.Decoder(_Named).decode
+
+
+def name_of_message(key: bytes | None, value: bytes | None) -> str:
+    """The name that a message of `predictions` was published once by; empty for what is none."""
+    try:
+        return f"{_decode_name(value or b'').model}:{(key or b'').decode()}"
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+
+
+class BadEvent(ValueError):
+    """An event that can't be answered, and why."""
+
+
+def name_of(target: Target) -> str:
+    """A model's name in messages, and its consumer group: `ride_duration_prediction_model`."""
+    return f"ride_{target}_prediction_model"
+
+
+def read_event(value: bytes | None) -> tuple[RideEvent, Ride]:
+    """An event and its ride.
+
+    Raises
+    ------
+    BadEvent
+        With the reason, in the words of every door where it is the ride's.
+    """
+    if value is None:
+        raise BadEvent("the message is null; a ride event is wanted")
+    try:
+        event = _decode(value)
+        ride = _decode_ride(event.ride)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        event, ride = _read_slowly(value)
+    return event, ride
+
+
+def _read_slowly(value: bytes) -> tuple[RideEvent, Ride]:
+    """Once more, for every reason or for what only looks wrong."""
+    try:
+        event = _decode(value)
+        ride = msgspec.json.decode(event.ride)
+    except msgspec.ValidationError as error:
+        raise BadEvent(f'{error}; a ride event is {{"ride_id": 156, "ride": {{…}}}}') from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadEvent(f"it is not JSON: {error}") from None
+    try:
+        return event, check_ride(ride)
+    except InvalidRide as error:
+        raise BadEvent(
+            "; ".join(f"ride.{e.field} {e.detail}" if e.field else f"ride {e.detail}" for e in error.errors)
+        ) from None
+
+
+def answer(model: LinearModel, events: Sequence[Event], group: str) -> list[Output]:
+    """A prediction, or a dead letter, for each event.
+
+    Parameters
+    ----------
+    group
+        The consumer group, for the dead letters' headers.
+    """
+    good: list[tuple[Event, RideEvent, Ride]] = []
+    outputs = []
+    for event in events:
+        try:
+            ride_event, ride = read_event(event.value)
+            if model.needs_distance and ride.trip_distance is None:
+                model.predict(ride)  # tells why not
+            good.append((event, ride_event, ride))
+        except (BadEvent, InvalidRide) as error:
+            outputs.append(dead_letter(event, str(error), group))
+    if not good:
+        return outputs
+    target: Target = model.metadata.target if model.metadata else "duration"
+    columns = Columns.of([ride for *_, ride in good])
+    values = model.predict_columns(columns)
+    intervals: list[tuple[float, float]] | list[None] = [None] * len(good)
+    if model.has_interval:
+        lows, highs = model.interval_columns(columns, values)
+        intervals = list(zip(lows.tolist(), highs.tolist(), strict=True))
+    name, field = name_of(target), f"ride_{target}"
+    for (event, came, _), value, interval in zip(good, values.tolist(), intervals, strict=True):
+        prediction = Prediction(came.ride_id, interval=interval, **{field: value})
+        message = _encode(PredictionEvent(name, model.version, prediction, came.ride))
+        key = str(came.ride_id)
+        outputs.append(Output(PREDICTIONS, key, message, event.partition, f"{name}:{key}"))
+    return outputs
+
+
+def dead_letter(event: Event, error: str, group: str) -> Output:
+    """An event that can't be answered, with the reason in its headers."""
+    place = f"{event.topic}:{event.partition}:{event.offset}"
+    headers = {
+        "error": error[:MAX_ERROR],
+        "topic": event.topic,
+        "partition": str(event.partition),
+        "offset": str(event.offset),
+        "group": group,
+    }
+    value = event.value
+    if value is not None and len(value) > MAX_DEAD_BYTES:
+        headers |= {"bytes": str(len(value)), "sha256": hashlib.sha256(value).hexdigest()}
+        value = None
+    return Output(DEAD_LETTERS, f"{group}:{place}", value, event.partition, f"{group}:{place}", headers)

@@ -1,0 +1,366 @@
+"""The stream door on SQLite, and on Apache Kafka as real processes: no ride lost, none answered twice."""
+
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import requests
+
+from benchmarks.stream.broker import PASSWORD, USER, Kafka
+from conftest import PROJECT, free_port
+from ride_duration.model_file import load_model
+from ride_duration.ride import check_ride
+from streaming.engine import StreamError, follow, open_consumer, open_producer
+from streaming.messages import DEAD_LETTERS, PREDICTIONS, RIDES, Event, answer, name_of
+
+GROUP = name_of("duration")
+Start = Callable[..., Kafka]
+
+
+@pytest.fixture
+def kafka(tmp_path: Path) -> Iterator[Start]:
+    """Start a cluster: `kafka(brokers=3)`."""
+    started: list[Kafka] = []
+
+    def start(brokers: int = 1, sasl: bool = False) -> Kafka:
+        folder = tmp_path / f"kafka-{len(started)}"
+        folder.mkdir()
+        started.append(Kafka(folder, brokers, sasl))
+        return started[-1]
+
+    yield start
+    for cluster in started:
+        cluster.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.slow)])
+def stream(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty stream."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/rides.db"
+    start: Start = request.getfixturevalue("kafka")
+    return start().url
+
+
+def made_up(rides: int, first: int = 0) -> list[tuple[str, bytes]]:
+    found = []
+    for n in range(first, first + rides):
+        pickup = f"2021-02-{1 + n % 28:02}T{n * 7 % 24:02}:{n % 60:02}:00"
+        zones = {"PULocationID": 1 + n % 263, "DOLocationID": 1 + n * 5 % 263}
+        ride = zones | {"trip_distance": n % 90 / 4, "pickup_datetime": pickup}
+        found.append((str(n), msgspec.json.encode({"ride_id": n, "ride": ride})))
+    return found
+
+
+def publish(url: str, messages: list[tuple[str, bytes]]) -> None:
+    producer = open_producer(url, RIDES)
+    producer.send(messages)
+    producer.close()
+
+
+@contextmanager
+def consumer(url: str, *options: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "streaming.consume", "--stream", url, *options]
+    process = subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.communicate()
+
+
+class Reader:
+    """All that a topic has had."""
+
+    def __init__(self, url: str, topic: str) -> None:
+        self.follower = follow(url, topic, beginning=True)
+        self.values: list[bytes | None] = []
+
+    def until(self, count: int, seconds: float = 90) -> list[bytes | None]:
+        """When `count` messages are there, and no more come for a while."""
+        end, quiet = time.monotonic() + seconds, time.monotonic()
+        while time.monotonic() < end and not (len(self.values) >= count and time.monotonic() - quiet > 1):
+            if found := self.follower.read(5000, 0.2):
+                quiet = time.monotonic()
+                self.values += [event.value for event in found]
+        assert len(self.values) >= count, f"{len(self.values)} of {count} came within {seconds} s"
+        return self.values
+
+    def close(self) -> None:
+        self.follower.close()
+
+
+def predicted(url: str, count: int, seconds: float = 90) -> list[dict[str, Any]]:
+    with closing(Reader(url, PREDICTIONS)) as reader:
+        return [msgspec.json.decode(value or b"null") for value in reader.until(count, seconds)]
+
+
+def each_once(url: str, count: int, seconds: float = 90) -> None:
+    ids = Counter(message["prediction"]["ride_id"] for message in predicted(url, count, seconds))
+    lost, repeated = set(range(count)) - ids.keys(), [ride for ride, times in ids.items() if times > 1]
+    assert (len(lost), len(repeated), len(ids)) == (0, 0, count)
+
+
+def test_a_ride_gets_the_models_answer_in_the_courses_message(stream: str) -> None:
+    model = load_model(PROJECT / "model.bin")
+    rides = made_up(300)
+    publish(stream, rides)
+    with consumer(stream):
+        found = predicted(stream, 300)
+    assert {message["model"] for message in found} == {"ride_duration_prediction_model"}
+    assert {message["version"] for message in found} == {model.version}
+    for message in found:
+        ride = check_ride(message["ride"])
+        duration = model.predict(ride)
+        assert message["prediction"]["ride_duration"] == pytest.approx(duration, abs=1e-9)
+        assert message["prediction"]["interval"] == pytest.approx(model.interval(ride, duration), abs=1e-9)
+    assert {message["prediction"]["ride_id"] for message in found} == set(range(300))
+
+
+POISON: dict[str, bytes] = {
+    "it is not JSON": b"not JSON",
+    "Expected `object`": b"[1, 2]",
+    "`$.ride_id`": b'{"ride_id": 1.5, "ride": {}}',
+    "missing required field `ride`": b'{"ride_id": 1}',
+    "ride.PULocationID must be an integer from 1 to 265": (
+        b'{"ride_id": 7, "ride": {"PULocationID": 266, "DOLocationID": 7, "trip_distance": 1}}'
+    ),
+    "ride must be a ride object": b'{"ride_id": 7, "ride": null}',
+    "utf": b'{"ride_id": "\xff", "ride": {}}',
+}
+
+
+def test_what_cannot_be_answered_goes_to_the_dead_letters_and_holds_up_nobody(stream: str) -> None:
+    publish(stream, made_up(100))
+    large = b'{"ride_id": 8, "ride": {"x": "%s"}}' % (b"x" * (2_000_000 if stream.startswith("sqlite") else 900_000))
+    publish(stream, [(str(n), value) for n, value in enumerate([*POISON.values(), large])])
+    publish(stream, made_up(100, first=100))
+    with consumer(stream):
+        each_once(stream, 200)
+        with closing(Reader(stream, DEAD_LETTERS)) as reader:
+            dead = reader.until(len(POISON) + 1)
+    assert {value for value in dead if value is not None} == set(POISON.values())
+    assert dead.count(None) == 1  # too large to be repeated: its digest is in the headers
+
+
+def test_dead_letters_say_why_and_where_they_came_from() -> None:
+    model = load_model(PROJECT / "model.bin")
+    values = [*POISON.values(), None]
+    outputs = answer(model, [Event(RIDES, 3, 10 + n, value) for n, value in enumerate(values)], GROUP)
+    assert [output.topic for output in outputs] == [DEAD_LETTERS] * len(values)
+    for output, reason in zip(outputs, [*POISON, "null"], strict=True):
+        assert reason in output.headers["error"]
+        assert (output.headers["topic"], output.headers["partition"], output.headers["group"]) == (RIDES, "3", GROUP)
+        assert output.key == f"{GROUP}:{RIDES}:3:{output.headers['offset']}"
+
+
+def test_a_ride_that_comes_again_is_answered_once_and_counted(stream: str) -> None:
+    publish(stream, made_up(100))
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(2):  # the second worker must find out what the first has published
+        with consumer(stream, "--port", port):
+            each_once(stream, 100)
+            publish(stream, made_up(50))
+            end = time.monotonic() + 60
+            while 'outcome="suppressed"} 50' not in (
+                counts := requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+            ):
+                assert time.monotonic() < end, counts
+                time.sleep(0.2)
+            assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "ok"}
+            each_once(stream, 100)
+
+
+def test_a_model_is_swapped_between_two_batches(stream: str, tmp_path: Path) -> None:
+    shipped = load_model(PROJECT / "model.bin")
+    path = tmp_path / "model.bin"
+    shutil.copy(PROJECT / "model.bin", path)
+    content = path.read_bytes().replace(shipped.version.encode(), shipped.version[:-1].encode() + b"X")
+    publish(stream, made_up(200))
+    with consumer(stream, "--model", str(path)):
+        predicted(stream, 200)
+        (tmp_path / "new.bin").write_bytes(content)
+        (tmp_path / "new.bin").replace(path)
+        time.sleep(2.5)
+        publish(stream, made_up(200, first=200))
+        found = predicted(stream, 400)
+    versions = {message["prediction"]["ride_id"]: message["version"] for message in found}
+    assert len(versions) == 400
+    assert {versions[n] for n in range(200)} == {shipped.version}
+    assert {versions[n] for n in range(200, 400)} == {shipped.version[:-1] + "X"}
+
+
+def test_asked_to_end_it_finishes_the_batch_in_hand(stream: str) -> None:
+    publish(stream, made_up(20_000))
+    with consumer(stream, "--batch", "50") as process:
+        with closing(Reader(stream, PREDICTIONS)) as reader:
+            reader.until(1)
+        process.terminate()
+        assert process.wait(timeout=40) == 0
+    with consumer(stream):
+        each_once(stream, 20_000)
+
+
+@pytest.mark.slow
+def test_killed_eight_times_it_loses_nothing_and_repeats_nothing(stream: str) -> None:
+    publish(stream, made_up(50_000))
+    killed = 0
+    for attempt in range(8):
+        with closing(Reader(stream, PREDICTIONS)) as reader, consumer(stream, "--batch", "100") as process:
+            if attempt < 4:  # while it starts, and while it answers
+                reader.until(1 + attempt * 2000, seconds=120)
+            time.sleep(0.1 * attempt)
+            assert process.poll() is None
+            process.kill()
+            killed += 1
+    assert killed == 8
+    with consumer(stream):
+        each_once(stream, 50_000, seconds=120)
+
+
+@pytest.mark.slow
+def test_workers_that_join_and_leave_share_the_work_exactly(stream: str) -> None:
+    publish(stream, made_up(30_000))
+    with consumer(stream, "--batch", "50") as first:
+        with closing(Reader(stream, PREDICTIONS)) as reader:
+            reader.until(1)
+        with consumer(stream, "--batch", "50"), consumer(stream, "--batch", "50") as third:
+            publish(stream, made_up(10_000, first=30_000))
+            time.sleep(2)
+            third.terminate()
+            third.wait(timeout=40)
+            first.terminate()
+            first.wait(timeout=40)
+            publish(stream, made_up(10_000, first=40_000))
+            each_once(stream, 50_000, seconds=150)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stood_still_while_another_took_over_publishes_nothing(stream: str) -> None:
+    publish(stream, made_up(20_000))
+    with consumer(stream, "--batch", "50") as still:
+        with closing(Reader(stream, PREDICTIONS)) as reader:
+            reader.until(1)
+        still.send_signal(signal.SIGSTOP)
+        with consumer(stream, "--batch", "500"):
+            with closing(Reader(stream, PREDICTIONS)) as reader:
+                reader.until(20_000, seconds=120)
+            still.send_signal(signal.SIGCONT)
+            publish(stream, made_up(2_000, first=20_000))
+            each_once(stream, 22_000, seconds=120)
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_killed_and_comes_back_loses_nothing(kafka: Start) -> None:
+    cluster = kafka()
+    publish(cluster.url, made_up(20_000))
+    with consumer(cluster.url, "--batch", "50"):
+        with closing(Reader(cluster.url, PREDICTIONS)) as reader:
+            reader.until(1)
+        cluster.kill()
+        time.sleep(2)
+        cluster.start()
+        cluster.wait()
+        publish(cluster.url, made_up(5_000, first=20_000))
+        each_once(cluster.url, 25_000, seconds=150)
+
+
+@pytest.mark.slow
+def test_three_brokers_killed_in_turn_lose_nothing(kafka: Start) -> None:
+    cluster = kafka(brokers=3)
+    publish(cluster.url, made_up(10_000))
+    with consumer(cluster.url, "--batch", "50"):
+        for number in (1, 2, 3):
+            cluster.kill(number)
+            publish(cluster.url, made_up(5_000, first=5_000 + number * 5_000))
+            cluster.start(number)
+            cluster.wait()
+            time.sleep(3)  # it must have caught up before the next is killed, or two would be away
+        each_once(cluster.url, 25_000, seconds=150)
+
+
+@pytest.mark.slow
+def test_sasl_is_passed_on_and_its_secret_is_seen_nowhere(kafka: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = kafka(sasl=True)
+    monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT")
+    monkeypatch.setenv("KAFKA_SASL_MECHANISM", "PLAIN")
+    monkeypatch.setenv("KAFKA_SASL_USERNAME", USER)
+    monkeypatch.setenv("KAFKA_SASL_PASSWORD", PASSWORD)
+    publish(cluster.url, made_up(100))
+    with consumer(cluster.url) as process:
+        each_once(cluster.url, 100)
+        assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
+        process.terminate()
+        told, _ = process.communicate(timeout=40)
+    assert PASSWORD not in told
+    with consumer(cluster.url, KAFKA_SASL_PASSWORD="wrong-secret") as process:
+        told, _ = process.communicate(timeout=90)
+        assert process.returncode == 3, told
+    assert "does not answer" in told
+    assert "wrong-secret" not in told
+
+
+def test_a_full_disk_is_a_clear_stop_and_loses_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/rides.db"
+    publish(url, made_up(3_000))
+    with closing(sqlite3.connect(tmp_path / "rides.db")) as database:
+        database.execute("pragma wal_checkpoint(truncate)")
+    size = (tmp_path / "rides.db").stat().st_size
+    run = subprocess.run(
+        [sys.executable, "-m", "streaming.consume", "--stream", url],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50_000, size + 50_000)),
+    )
+    assert run.returncode == 3, run.stderr
+    assert "rides.db: " in run.stderr
+    assert "Traceback" not in run.stderr
+    with consumer(url):
+        each_once(url, 3_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "reason"),
+    [
+        (["--stream", "amqp://u:secret@host"], 3, "is not a stream"),
+        (["--stream", "sqlite:////nowhere/at/all.db"], 3, "there is no folder"),
+        (["--stream", "sqlite:///x.db", "--model", "README.md"], 4, "it is refused"),
+        (["--stream", "kafka://127.0.0.1:1", "--batch", "0"], 2, "batch"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_sentence(options: list[str], code: int, reason: str) -> None:
+    command = [sys.executable, "-m", "streaming.consume", *options]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert run.returncode == code, run.stderr
+    assert reason in run.stderr
+    assert "secret" not in run.stderr + run.stdout
+    assert "Traceback" not in run.stderr
+
+
+def test_a_stream_that_is_not_a_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is no database" * 100)
+    with pytest.raises(StreamError, match="not a database"):
+        open_consumer(f"sqlite:///{tmp_path}/text.db", RIDES, GROUP)
