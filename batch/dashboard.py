@@ -19,9 +19,9 @@ try:
     from dash import Dash, Input, Output, ctx, dcc, html
 
     from batch import summary
-    from batch.databases import Database
-    from batch.stores import Address, StoreError, shown
     from batch.summary import Row, Scope, errors, total
+    from ride_duration.stores import Address, StoreError, shown
+    from ride_duration.stores.databases import Database
 except ModuleNotFoundError as error:
     sys.exit(
         f"batch.dashboard needs {error.name}: run `make venv CATEGORIES=dashboard`, then .venv/bin/python -m batch.dashboard"

@@ -21,7 +21,7 @@ try:
     from tqdm import tqdm
 
     from batch.scoring import Ids, now, score
-    from batch.stores import (
+    from ride_duration.stores import (
         KINDS,
         MISSING,
         TABLES,

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batch.stores import MISSING, NUMBERS, TABLES, of_seconds
 from ride_duration.inputs import Columns, hours_of_week
 from ride_duration.model import LinearModel
 from ride_duration.ride import FIRST_YEAR, LAST_YEAR, MAX_MILES, InvalidRide, check_ride
+from ride_duration.stores import MISSING, NUMBERS, TABLES, of_seconds
 from ride_duration.zones import FIRST_ZONE, LAST_ZONE
 
 _FIRST_TIME, _END_OF_TIME = (np.datetime64(f"{year}-01-01", "s").astype(int) for year in (FIRST_YEAR, LAST_YEAR + 1))

@@ -19,10 +19,10 @@ try:
     from pyspark.sql import functions as F  # noqa: N812  # as all of Spark's users know it
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
-    from batch.files import PARTITION_TIME, check_types, normalised
     from batch.score import EXIT_MODEL, EXIT_STORE, Failure, intervals, pairs
     from batch.scoring import Ids, now, score
-    from batch.stores import TABLES, StoreError, find_columns, seconds
+    from ride_duration.stores import TABLES, StoreError, find_columns, seconds
+    from ride_duration.stores.files import PARTITION_TIME, check_types, normalised
 except ModuleNotFoundError as error:
     sys.exit(f"batch.spark needs {error.name}: run `make spark`, then PYTHONPATH=. .venv/bin/spark-submit batch/spark.py")
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from batch.databases import Database
-from batch.predictions import SUMS
 from ride_duration.slices import BANDS, BOROUGHS, DAYS, HOURS, SLICES, USUAL_MINUTES
+from ride_duration.stores.databases import Database
+from ride_duration.stores.predictions import SUMS
 from ride_duration.zones import ZONES
 
 NEWEST = 200_000

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,11 +46,21 @@ def settings(url: str) -> dict[str, Any]:
         for name, value in os.environ.items()
         if name.startswith(_PREFIX)
     }
-    return found | {"bootstrap.servers": url.removeprefix("kafka://").rstrip("/"), "error_cb": _complain, "log_level": 3}
+    # `log_level`: what goes wrong is told by `_complain`, once
+    calm = {"error_cb": _complain, "log_level": 0, "reconnect.backoff.ms": 500, "reconnect.backoff.max.ms": 5000}
+    return calm | found | {"bootstrap.servers": url.removeprefix("kafka://").rstrip("/")}
+
+
+_complained: dict[str, float] = {}
+_COMPLAIN_SECONDS = 10.0
 
 
 def _complain(error: ck.KafkaError) -> None:
-    log.warning("kafka", extra={"fields": {"reason": error.str(), "code": error.name()}})
+    """Log what went wrong, and the same again only after some seconds: a broker that is away is missed many times a second."""
+    code, now = str(error.name()), time.monotonic()
+    if now - _complained.get(code, -_COMPLAIN_SECONDS) >= _COMPLAIN_SECONDS:
+        _complained[code] = now
+        log.warning("kafka", extra={"fields": {"reason": error.str(), "code": code}})
 
 
 @contextmanager
@@ -61,7 +71,7 @@ def _told(what: str) -> Iterator[None]:
         raise StreamError(f"{what}: {error.args[0].str()}") from None
 
 
-def ensure_topics(url: str, names: Iterable[str]) -> dict[str, int]:
+def ensure_topics(url: str, names: Collection[str]) -> dict[str, int]:
     """Make the topics that aren't there; how many partitions each has.
 
     Raises
@@ -95,14 +105,12 @@ class KafkaConsumer:
 
     def __init__(self, url: str, topic: str, group: str) -> None:
         self.url, self.topic, self.group = url, topic, group
-        outputs = [PREDICTIONS, DEAD_LETTERS] if topic == RIDES else []
-        partitions = ensure_topics(url, [topic, *outputs])
-        if outputs and partitions[PREDICTIONS] != partitions[topic]:
+        self._partitions = partitions = ensure_topics(url, {topic, RIDES, PREDICTIONS, DEAD_LETTERS})
+        if topic == RIDES and partitions[PREDICTIONS] != partitions[topic]:
             raise StreamError(
                 f"{PREDICTIONS} has {partitions[PREDICTIONS]} partitions and {topic} has {partitions[topic]}: make them alike, "
                 "so that a ride's prediction is looked for where it was published"
             )
-        self._dead_partitions = partitions.get(DEAD_LETTERS, 1)
         self._remembered: dict[int, OrderedDict[str, None]] = {}
         self._batch: list[ck.TopicPartition] = []
         self._next: list[ck.TopicPartition] = []
@@ -146,7 +154,7 @@ class KafkaConsumer:
             partition, offset = message.partition(), message.offset()
             first.setdefault(partition, offset)
             last[partition] = offset
-            events.append(Event(self.topic, partition, offset, message.value(), message.key()))
+            events.append(Event(self.topic, partition, offset, message.value(), message.key(), message.timestamp()[1] / 1000))
         self._batch = [ck.TopicPartition(self.topic, partition, offset) for partition, offset in first.items()]
         self._next = [ck.TopicPartition(self.topic, partition, offset + 1) for partition, offset in last.items()]
         return events
@@ -192,7 +200,7 @@ class KafkaConsumer:
         self._consumer.close()
 
     def _produce(self, output: Output) -> None:
-        partition = output.partition if output.topic == PREDICTIONS else output.partition % self._dead_partitions
+        partition = output.partition % self._partitions[output.topic]
         while True:
             try:
                 self._producer.produce(

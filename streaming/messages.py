@@ -55,6 +55,8 @@ class Event(NamedTuple):
     offset: int
     value: bytes | None
     key: bytes | None = None
+    at: float = 0.0
+    """When it was published, seconds since the epoch."""
 
 
 class Output(NamedTuple):

@@ -79,13 +79,13 @@ class SqliteConsumer:
             with self.file.told():
                 self._from = self._to = self._position()
                 found = self.file.connection.execute(
-                    "select position, key, value from messages where topic = ? and position > ? order by position limit ?",
+                    "select position, key, value, at from messages where topic = ? and position > ? order by position limit ?",
                     (self.topic, self._from, limit),
                 ).fetchall()
             if found or time.monotonic() >= end:
                 break
             time.sleep(_POLL_SECONDS)
-        events = [Event(self.topic, 0, position, value, key.encode() if key else None) for position, key, value in found]
+        events = [Event(self.topic, 0, position, value, (key or "").encode(), at) for position, key, value, at in found]
         if events:
             self._to = events[-1].offset
         return events

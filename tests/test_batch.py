@@ -21,12 +21,11 @@ import requests
 from click.testing import CliRunner
 from pyarrow import fs
 
-from batch import databases
-from batch.databases import Database
-from batch.files import FilePredictions
 from batch.score import intervals, main
-from batch.stores import TABLES, Address, StoreError, of_seconds, open_predictions, open_rides, shown
 from conftest import COLUMN_TYPES, PROJECT, Rows, free_port, made_up, typed
+from ride_duration.stores import TABLES, Address, StoreError, databases, of_seconds, open_predictions, open_rides, shown
+from ride_duration.stores.databases import Database
+from ride_duration.stores.files import FilePredictions
 
 _number = count()
 FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01", "--every", "week"]

@@ -17,11 +17,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from batch import summary
 from batch.dashboard import scope_of, search_of
-from batch.databases import Database
 from batch.score import main
-from batch.stores import Address
 from batch.summary import Scope
 from conftest import PROJECT, free_port, made_up, typed
+from ride_duration.stores import Address
+from ride_duration.stores.databases import Database
 
 FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01", "--every", "week"]
 

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from benchmarks.stream.broker import PASSWORD, USER, Kafka
 from conftest import PROJECT, free_port
 from ride_duration.model_file import load_model
 from ride_duration.ride import check_ride
+from ride_duration.stores import Address
+from ride_duration.stores.databases import Database
+from ride_duration.stores.predictions import DatabasePredictions
 from streaming.engine import StreamError, follow, open_consumer, open_producer
 from streaming.messages import DEAD_LETTERS, PREDICTIONS, RIDES, Event, answer, name_of
 
@@ -73,20 +77,23 @@ def publish(url: str, messages: list[tuple[str, bytes]]) -> None:
 @contextmanager
 def consumer(url: str, *options: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "streaming.consume", "--stream", url, *options]
-    process = subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-            try:
-                process.wait(timeout=40)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.communicate()
+    with tempfile.TemporaryFile("w+") as told:  # a pipe that nobody reads would fill
+        process = subprocess.Popen(
+            command, cwd=PROJECT, stdout=told, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+                try:
+                    process.wait(timeout=40)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            told.seek(0)
+            sys.stdout.write(told.read())  # pytest shows it where a test fails
 
 
 class Reader:
@@ -301,7 +308,9 @@ def test_three_brokers_killed_in_turn_lose_nothing(kafka: Start) -> None:
 
 
 @pytest.mark.slow
-def test_sasl_is_passed_on_and_its_secret_is_seen_nowhere(kafka: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sasl_is_passed_on_and_its_secret_is_seen_nowhere(
+    kafka: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     cluster = kafka(sasl=True)
     monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT")
     monkeypatch.setenv("KAFKA_SASL_MECHANISM", "PLAIN")
@@ -311,14 +320,64 @@ def test_sasl_is_passed_on_and_its_secret_is_seen_nowhere(kafka: Start, monkeypa
     with consumer(cluster.url) as process:
         each_once(cluster.url, 100)
         assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
-        process.terminate()
-        told, _ = process.communicate(timeout=40)
-    assert PASSWORD not in told
+    assert PASSWORD not in capsys.readouterr().out
     with consumer(cluster.url, KAFKA_SASL_PASSWORD="wrong-secret") as process:
-        told, _ = process.communicate(timeout=90)
-        assert process.returncode == 3, told
+        assert process.wait(timeout=90) == 3
+    told = capsys.readouterr().out
     assert "does not answer" in told
     assert "wrong-secret" not in told
+
+
+def test_dead_letters_are_replayed_once(stream: str) -> None:
+    publish(stream, [("1", b"not JSON"), *made_up(10)])
+    with consumer(stream):
+        each_once(stream, 10)
+        command = [sys.executable, "-m", "streaming.replay", "--stream", stream, "--idle", "8"]
+        run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert "events are in rides again" in run.stdout
+        with closing(Reader(stream, RIDES)) as reader:
+            assert reader.until(12).count(b"not JSON") >= 2
+
+
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_the_sink_fills_the_batch_doors_database_exactly_once(
+    stream: str, store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    predictions = f"sqlite:///{tmp_path}/predictions.db"
+    if store == "postgresql":
+        predictions = request.getfixturevalue("postgresql")
+    publish(stream, made_up(5_000))
+    command = [sys.executable, "-m", "streaming.sink", "--stream", stream, "--predictions", predictions, "--batch", "200"]
+    with consumer(stream):
+        predicted(stream, 5_000)
+    for attempt in range(4):
+        sink = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        assert sink.stdout
+        assert "writing predictions" in sink.stdout.readline()
+        if attempt < 3:
+            time.sleep(0.1 + 0.3 * attempt)
+            sink.kill()
+        else:
+            end = time.monotonic() + 60
+            while counted(predictions)["predictions"] < 5_000:
+                assert time.monotonic() < end, counted(predictions)
+                assert sink.poll() is None
+                time.sleep(0.3)
+            sink.terminate()
+            assert sink.wait(timeout=30) == 0
+        sink.communicate()
+    assert counted(predictions) == {"predictions": 5_000, "ids": 5_000, "hourly": 5_000}
+
+
+def counted(url: str) -> dict[str, int]:
+    with closing(DatabasePredictions(Database(Address.of(url), create=True))) as store:
+        (row,) = store.database.rows(
+            "select (select count(*) from predictions) as predictions, "
+            "(select count(distinct ride_id) from predictions) as ids, "
+            "cast((select sum(rides) from hourly) as bigint) as hourly"
+        )
+        return row
 
 
 def test_a_full_disk_is_a_clear_stop_and_loses_nothing(tmp_path: Path) -> None:

@@ -201,10 +201,10 @@ def open_rides(url: str, mapping: Mapping[str, str]) -> Rides:
     """
     address = Address.of(url)
     if address.kind == "parquet":
-        from batch.files import FileRides
+        from ride_duration.stores.files import FileRides
 
         return FileRides(address, mapping)
-    from batch import databases
+    from ride_duration.stores import databases
 
     return databases.open_rides(databases.Database(address), mapping)
 
@@ -219,11 +219,11 @@ def open_predictions(url: str) -> Predictions:
     """
     address = Address.of(url)
     if address.kind == "parquet":
-        from batch.files import FilePredictions
+        from ride_duration.stores.files import FilePredictions
 
         return FilePredictions(address)
-    from batch.databases import Database
-    from batch.predictions import DatabasePredictions
+    from ride_duration.stores.databases import Database
+    from ride_duration.stores.predictions import DatabasePredictions
 
     return DatabasePredictions(Database(address, create=True))
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batch.databases import Database
-from batch.stores import KEYS, TABLES
 from ride_duration.inputs import Columns, hours_of_week
 from ride_duration.model import LinearModel
 from ride_duration.slices import BANDS, BOROUGHS, EDGES, USUAL_MINUTES, slices
+from ride_duration.stores import KEYS, TABLES
+from ride_duration.stores.databases import Database
 from ride_duration.zones import ZONES
 
 _TYPES = {pa.string(): "text", pa.timestamp("s"): "timestamp", pa.int64(): "bigint", pa.float64(): "double precision"}
@@ -89,6 +89,15 @@ class DatabasePredictions:
             yield _Interval(self.database, start, end)
 
     @contextmanager
+    def adding(self, start: datetime, end: datetime) -> Iterator["_Interval"]:
+        """Predictions to add of rides picked up within [start, end), without a run, in one transaction."""
+        with self.database.transaction():
+            self.database.lock(f"{start} {end}")
+            interval = _Interval(self.database, start, end)
+            yield interval
+            interval.settle()
+
+    @contextmanager
     def filling(self, start: datetime, end: datetime) -> Iterator["_Interval"]:
         """An interval to fill, in one transaction."""
         with self.database.transaction():
@@ -116,8 +125,8 @@ class _Interval:
         if len(rejects):
             self.database.insert("rejects", rejects)
 
-    def finish(self, run: pa.Table) -> None:
-        """Add the run, or what has come late to it."""
+    def settle(self) -> None:
+        """Bring `hourly` up to what was added."""
         self.database.lock("hourly")  # another that adds up the same hour must see these rows
         if not self._all_new:
             self.add_up()
@@ -129,6 +138,10 @@ class _Interval:
                 sums = sums.append_column(name, zeros)
             more = ", ".join(f"{name} = hourly.{name} + excluded.{name}" for name in SUMS)
             self.database.insert("hourly", sums, f"({', '.join(_HOURLY)}) do update set {more}")
+
+    def finish(self, run: pa.Table) -> None:
+        """Add the run, or what has come late to it."""
+        self.settle()
         counts = ", ".join(f"{name} = excluded.{name}" for name in run.column_names if name not in KEYS["runs"])
         more = f"({', '.join(KEYS['runs'])}) do update set {counts} where runs.rides_read <> excluded.rides_read"
         self.database.insert("runs", run, more)
@@ -156,7 +169,8 @@ _HOURLY = ("hour", "model_version", "borough", "miles")
 
 
 def _hourly(predictions: pa.Table) -> pa.Table:
-    """The sums of predictions that are new, of rides that may not have ended."""
+    """The sums of predictions that are new, of rides that may not have ended; one without a time is in no hour."""
+    predictions = predictions.filter(pc.is_valid(predictions["pickup_datetime"]))
     miles = pc.fill_null(predictions["trip_distance"], 0).to_numpy()
     pickup = predictions["pickup_datetime"].to_numpy()
     zones = (predictions[name].to_numpy() for name in ("PULocationID", "DOLocationID"))
