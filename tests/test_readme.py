@@ -20,7 +20,7 @@ from training.evaluation import ANY
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"(<!-- needs [^>\n]+ -->\n)?```(bash|python)\n(.*?)```", README, re.DOTALL)
 
-SERVES = re.compile(r"make serve$|make batch-demo$|batch\.dashboard ")
+SERVES = re.compile(r"make serve$|make batch-demo$|batch\.dashboard |streaming\.consume ")
 """Commands that don't end: here they must answer."""
 
 NOT_AGAIN = re.compile(r"make test$")
@@ -139,7 +139,9 @@ def test_the_figures_shown_are_the_shipped_models(serve: Callable[..., Any]) -> 
 
 def test_every_setting_is_in_the_readme() -> None:
     sources = "".join(
-        path.read_text() for name in ("predict", "train", "client", "web/*", "batch/*") for path in PROJECT.glob(f"{name}.py")
+        path.read_text()
+        for name in ("predict", "train", "client", "web/*", "batch/*", "streaming/*")
+        for path in PROJECT.glob(f"{name}.py")
     )
     named = set(re.findall(r'(?:os\.environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))
     assert named >= {"MODEL", "PORT", "WEB_CONCURRENCY", "TLC_URL"}
