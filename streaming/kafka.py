@@ -79,8 +79,8 @@ def ensure_topics(url: str, names: Collection[str]) -> dict[str, int]:
     StreamError
         If no broker answers, or a topic can't be made.
     """
-    admin = AdminClient(settings(url))
     with _told(f"{url} does not answer"):
+        admin = AdminClient(settings(url))
         topics = admin.list_topics(timeout=_SECONDS).topics
     absent = [name for name in names if name not in topics]
     if absent:
@@ -115,19 +115,7 @@ class KafkaConsumer:
         self._batch: list[ck.TopicPartition] = []
         self._next: list[ck.TopicPartition] = []
         with _told(url):
-            self._producer = ck.Producer(
-                settings(url)
-                | {
-                    "transactional.id": f"{group}-{uuid.uuid4()}",
-                    "transaction.timeout.ms": _TRANSACTION_MS,
-                    "acks": "all",
-                    "enable.idempotence": True,
-                    "linger.ms": 5,
-                    "compression.type": "lz4",
-                    "queue.buffering.max.messages": 1_000_000,
-                }
-            )
-            self._start_transactions()
+            self._producer = self._new_producer()
             self._consumer = ck.Consumer(
                 {"session.timeout.ms": 10_000, "queued.min.messages": 20_000}
                 | settings(url)
@@ -223,18 +211,19 @@ class KafkaConsumer:
     def _undo(self, error: ck.KafkaError) -> None:
         """Nothing was published: begin again where the batch began, as far as its partitions are still ours."""
         _complain(error)
-        if error.fatal():
-            raise StreamError(f"{self.url}: {error.str()}; start this worker again")
         while True:
             try:
                 self._producer.abort_transaction(_SECONDS)
                 break
             except ck.KafkaException as failure:
-                if failure.args[0].fatal():
-                    raise StreamError(f"{self.url}: {failure.args[0].str()}; start this worker again") from None
-                if not failure.args[0].retriable():
+                error = failure.args[0]
+                _complain(error)
+                if error.fatal():  # the broker has given up on the transaction, and on who began it
+                    with _told(self.url):
+                        self._producer = self._new_producer()
+                    break
+                if not error.retriable():
                     break  # there is no transaction to abort
-                _complain(failure.args[0])
         ours = {at.partition for at in self._consumer.assignment()}
         for at in self._batch:
             if at.partition in ours:
@@ -243,11 +232,24 @@ class KafkaConsumer:
                 except ck.KafkaException as failure:
                     raise StreamError(f"{self.url}: {failure.args[0].str()}; start this worker again") from None
 
-    def _start_transactions(self) -> None:
+    def _new_producer(self) -> ck.Producer:
+        """A producer that the broker can tell from all others."""
+        producer = ck.Producer(
+            settings(self.url)
+            | {
+                "transactional.id": f"{self.group}-{uuid.uuid4()}",
+                "transaction.timeout.ms": _TRANSACTION_MS,
+                "acks": "all",
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "compression.type": "lz4",
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
         while True:
             try:
-                self._producer.init_transactions(_SECONDS)
-                return
+                producer.init_transactions(_SECONDS)
+                return producer
             except ck.KafkaException as error:
                 if not error.args[0].retriable():
                     raise
