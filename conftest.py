@@ -213,6 +213,9 @@ def service(serve: Callable[..., Any]) -> Iterator[str]:
         yield running_service.url
 
 
+FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01", "--every", "week"]
+"""When the made-up rides are, as the batch job is told it."""
+
 Rows = list[tuple[Any, ...]]
 """Rides of a table: (pickup, PULocationID, DOLocationID, trip_distance, dropoff)."""
 

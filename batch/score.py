@@ -20,7 +20,7 @@ try:
     import pyarrow as pa
     from tqdm import tqdm
 
-    from batch.scoring import Ids, now, score
+    from batch.scoring import Ids, score
     from ride_duration.stores import (
         KINDS,
         MISSING,
@@ -29,6 +29,7 @@ try:
         Rides,
         Span,
         StoreError,
+        now,
         open_predictions,
         open_rides,
     )
@@ -123,7 +124,7 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it of the instance too
 
 
-def pairs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def _pairs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """OURS=THEIRS options as a dict."""
     found = {}
     for value in values:
@@ -132,6 +133,27 @@ def pairs(context: click.Context, option: click.Parameter, values: tuple[str, ..
             raise click.BadParameter(f"{value!r} is not OURS=THEIRS")
         found[ours] = theirs
     return found
+
+
+every_option = click.option(
+    "--every", type=click.Choice(["hour", "day", "week", "month"]), default="day", help="Length of an interval."
+)
+column_option = click.option(
+    "--column",
+    "mapping",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    callback=_pairs,
+    help="A column of the rides that is called otherwise.",
+)
+
+
+def account(intervals: int, every: str, read: int, predicted: int, rejected: int, version: str) -> str:
+    """What became of the rides, in a line."""
+    return (
+        f"{intervals:,} intervals, {every} by {every}: {read:,} rides read = {predicted:,} predicted + {rejected:,} rejected, "
+        f"by {version}"
+    )
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 110})
@@ -155,15 +177,8 @@ def pairs(context: click.Context, option: click.Parameter, values: tuple[str, ..
     "--from", "start", type=click.DateTime(), help="First pickup time, New York's. Without it: since the last interval done."
 )
 @click.option("--to", "end", type=click.DateTime(), help="End of the pickup times, itself not in.")
-@click.option("--every", type=click.Choice(["hour", "day", "week", "month"]), default="day", help="Length of an interval.")
-@click.option(
-    "--column",
-    "mapping",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    callback=pairs,
-    help="A column of the rides that is called otherwise.",
-)
+@every_option
+@column_option
 @click.option("--actuals", is_flag=True, help="Fill in how long rides took, where that is known by now, instead of scoring.")
 @click.option("--model", "model_path", envvar="MODEL", default="model.bin", help="The model file.")
 def main(
@@ -221,10 +236,7 @@ def main(
         click.echo(f"{len(todo):,} intervals, {every} by {every}: {filled:,} predictions have got their actual duration")
         return
     read, predicted, rejected = (sum(column) for column in zip(Counts(0, 0, 0), *counts, strict=True))
-    click.echo(
-        f"{len(todo):,} intervals, {every} by {every}: {read:,} rides read = {predicted:,} predicted + {rejected:,} rejected, "
-        f"by {model.version}"
-    )
+    click.echo(account(len(todo), every, read, predicted, rejected, model.version))
 
 
 def _of(span: Span) -> str:

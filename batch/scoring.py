@@ -1,6 +1,5 @@
 """Rides as columns, `stores.RIDES`, to predictions and rejects, `stores.TABLES`: what every way of the batch door does."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from ride_duration.inputs import Columns, hours_of_week
 from ride_duration.model import LinearModel
 from ride_duration.ride import FIRST_YEAR, LAST_YEAR, MAX_MILES, InvalidRide, check_ride
-from ride_duration.stores import MISSING, NUMBERS, TABLES, of_seconds
+from ride_duration.stores import MISSING, NUMBERS, TABLES, now, of_seconds
 from ride_duration.zones import FIRST_ZONE, LAST_ZONE
 
 _FIRST_TIME, _END_OF_TIME = (np.datetime64(f"{year}-01-01", "s").astype(int) for year in (FIRST_YEAR, LAST_YEAR + 1))
@@ -164,8 +163,3 @@ def _big_endian(x: NDArray[np.uint64]) -> NDArray[np.uint8]:
 
 def _same(value: Any, count: int) -> pa.Array:
     return pa.array([value]).take(pa.array(np.zeros(count, np.int64)))
-
-
-def now() -> datetime:
-    """The time, UTC, to the second."""
-    return datetime.now(UTC).replace(tzinfo=None, microsecond=0)

@@ -19,10 +19,10 @@ try:
     from pyspark.sql import functions as F  # noqa: N812  # as all of Spark's users know it
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
-    from batch.score import EXIT_MODEL, EXIT_STORE, Failure, intervals, pairs
-    from batch.scoring import Ids, now, score
-    from ride_duration.stores import TABLES, StoreError, find_columns, seconds
-    from ride_duration.stores.files import PARTITION_TIME, check_types, normalised
+    from batch.score import EXIT_MODEL, EXIT_STORE, Failure, account, column_option, every_option, intervals
+    from batch.scoring import Ids, score
+    from ride_duration.stores import TABLES, StoreError, find_columns, now, seconds
+    from ride_duration.stores.files import check_types, normalised, partition
 except ModuleNotFoundError as error:
     sys.exit(f"batch.spark needs {error.name}: run `make spark`, then PYTHONPATH=. .venv/bin/spark-submit batch/spark.py")
 
@@ -53,7 +53,7 @@ def scored(rides: DataFrame, columns: dict[str, str], model_file: bytes, todo: l
     rides = rides.repartitionByRange(tasks, pickup).sortWithinPartitions(pickup)
     edges = np.array([seconds(begin) for begin, _ in todo] + [seconds(end)])
     shipped = rides.sparkSession.sparkContext.broadcast(model_file)
-    names = pa.array([f"{begin:{PARTITION_TIME}}-{finish:{PARTITION_TIME}}" for begin, finish in todo])
+    names = pa.array([partition(*interval) for interval in todo])
 
     def of_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         model, ids = parse_model(shipped.value), Ids()
@@ -95,15 +95,8 @@ def write(frame: DataFrame, root: str, table: str) -> None:
 @click.option("--predictions", "root", required=True, metavar="PATH", help="The folder of predictions, rejects and runs.")
 @click.option("--from", "start", type=click.DateTime(), required=True, help="First pickup time, New York's.")
 @click.option("--to", "end", type=click.DateTime(), required=True, help="End of the pickup times, itself not in.")
-@click.option("--every", type=click.Choice(["hour", "day", "week", "month"]), default="day", help="Length of an interval.")
-@click.option(
-    "--column",
-    "mapping",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    callback=pairs,
-    help="A column of the rides that is called otherwise.",
-)
+@every_option
+@column_option
 @click.option("--model", "model_path", envvar="MODEL", default="model.bin", help="The model file, where spark-submit runs.")
 def main(
     rides_path: str, root: str, start: datetime, end: datetime, every: str, mapping: dict[str, str], model_path: str
@@ -146,16 +139,13 @@ def main(
     runs = []
     took, finished = (now() - began).total_seconds() / len(todo), now()
     for begin, finish in todo:
-        interval = f"{begin:{PARTITION_TIME}}-{finish:{PARTITION_TIME}}"
+        interval = partition(begin, finish)
         predicted, rejected = counts.get(interval, (0, 0))
         runs.append((begin, finish, model.version, predicted + rejected, predicted, rejected, took, finished, interval))
     schema = pa.schema([*_spark_types(TABLES["runs"]), ("interval", pa.string())])
     write(spark.createDataFrame(runs, from_arrow_schema(schema, prefer_timestamp_ntz=True)), root, "runs")
     predicted, rejected = (sum(count[place] for count in counts.values()) for place in (0, 1))
-    click.echo(
-        f"{len(todo):,} intervals, {every} by {every}: {predicted + rejected:,} rides read = {predicted:,} predicted + "
-        f"{rejected:,} rejected, by {model.version}"
-    )
+    click.echo(account(len(todo), every, predicted + rejected, predicted, rejected, model.version))
     spark.stop()
 
 

@@ -113,6 +113,7 @@ class LinearModel:
 
         self.intercept = float(intercept)
         self.metadata = metadata
+        self.target: Target = metadata.target if metadata else "duration"
         self.sha256 = sha256
         self.version = metadata.version if metadata else f"sha256:{sha256[:12]}"
         self.coefficients = len(coefficients)

@@ -43,7 +43,7 @@ class WatchedModel:
     Parameters
     ----------
     path, target
-        As for `load_model`.
+        As for `load_model`; a replacement must predict what the first model does.
 
     Raises
     ------
@@ -51,10 +51,11 @@ class WatchedModel:
         If there is no good model to begin with.
     """
 
-    def __init__(self, path: str | os.PathLike[str], target: Target) -> None:
-        self.path, self.target = Path(path), target
+    def __init__(self, path: str | os.PathLike[str], target: Target | None) -> None:
+        self.path = Path(path)
         self._identity = self._look()
         self.current = Loaded(load_model(self.path, target), time.time())
+        self.target = self.current.model.target
         self.refused: Refusal | None = None
         self.refusals = 0
         self.on_look: Callable[[], None] = lambda: None

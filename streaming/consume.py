@@ -18,7 +18,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, gen
 from ride_duration import logs
 from ride_duration.logs import log
 from ride_duration.model import ModelError
-from ride_duration.model_file import load_model
 from ride_duration.watch import WatchedModel
 from streaming.engine import Consumer, StreamError, TakenOverError, open_consumer
 from streaming.messages import PREDICTIONS, RIDES, answer, name_of
@@ -109,10 +108,8 @@ def main(stream: str, path: str, batch: int, port: int) -> None:
     """
     logs.set_up()
     try:
-        model = load_model(path)
-        target = model.metadata.target if model.metadata else "duration"
-        models = WatchedModel(path, target)
-        group = name_of(target)
+        models = WatchedModel(path, None)
+        group = name_of(models.target)
         consumer = open_consumer(stream, RIDES, group)
     except (ModelError, StreamError) as error:
         click.echo(f"streaming.consume: {error}", err=True)

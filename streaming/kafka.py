@@ -15,17 +15,16 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from streaming.engine import Committed, StreamError, TakenOverError
+
 try:
     import confluent_kafka as ck
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 except ModuleNotFoundError:
-    from streaming.engine import StreamError as _StreamError
-
-    raise _StreamError("kafka:// needs confluent-kafka: run `make venv CATEGORIES=stream`") from None
+    raise StreamError("kafka:// needs confluent-kafka: run `make venv CATEGORIES=stream`") from None
 
 from ride_duration.logs import log
-from streaming.engine import Committed, StreamError, TakenOverError
 from streaming.messages import DEAD_LETTERS, PREDICTIONS, RIDES, Event, Output, name_of_message
 
 PARTITIONS = 6

@@ -156,14 +156,13 @@ def answer(model: LinearModel, events: Sequence[Event], group: str) -> list[Outp
             outputs.append(dead_letter(event, str(error), group))
     if not good:
         return outputs
-    target: Target = model.metadata.target if model.metadata else "duration"
     columns = Columns.of([ride for *_, ride in good])
     values = model.predict_columns(columns)
     intervals: list[tuple[float, float]] | list[None] = [None] * len(good)
     if model.has_interval:
         lows, highs = model.interval_columns(columns, values)
         intervals = list(zip(lows.tolist(), highs.tolist(), strict=True))
-    name, field = name_of(target), f"ride_{target}"
+    name, field = name_of(model.target), f"ride_{model.target}"
     for (event, came, _), value, interval in zip(good, values.tolist(), intervals, strict=True):
         prediction = Prediction(came.ride_id, interval=interval, **{field: value})
         message = _encode(PredictionEvent(name, model.version, prediction, came.ride))

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from contextlib import closing, suppress
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -18,7 +18,7 @@ import msgspec
 try:
     import pyarrow as pa
 
-    from ride_duration.stores import TABLES, Address, StoreError, shown
+    from ride_duration.stores import TABLES, Address, StoreError, now, shown
     from ride_duration.stores.databases import Database
     from ride_duration.stores.predictions import DatabasePredictions
 except ModuleNotFoundError as error:
@@ -37,7 +37,7 @@ _decode_ride = msgspec.json.Decoder(Ride).decode
 
 def rows_of(events: Sequence[Event]) -> pa.Table:
     """The durations among predictions, as the table `predictions`; others are of no interest, and what is none is told."""
-    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    scored_at = now()
     rows: list[dict[str, Any]] = []
     for event in events:
         try:
@@ -60,7 +60,7 @@ def rows_of(events: Sequence[Event]) -> pa.Table:
                     "predicted_duration": message.prediction.ride_duration,
                     "low": low,
                     "high": high,
-                    "scored_at": now,
+                    "scored_at": scored_at,
                 }
             )
     return pa.Table.from_pylist(rows, schema=TABLES["predictions"])
@@ -97,10 +97,8 @@ def main(stream: str, predictions: str, batch: int) -> None:
                     with target.adding(first, last + timedelta(seconds=1)) as adding:
                         adding.add(rows, TABLES["rejects"].empty_table())
                 if events:
-                    try:
+                    with suppress(TakenOverError):
                         consumer.commit([])
-                    except TakenOverError:
-                        continue
     except (StreamError, StoreError) as error:
         click.echo(f"streaming.sink: {error}", err=True)
         sys.exit(3)

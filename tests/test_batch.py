@@ -22,13 +22,12 @@ from click.testing import CliRunner
 from pyarrow import fs
 
 from batch.score import intervals, main
-from conftest import COLUMN_TYPES, PROJECT, Rows, free_port, made_up, typed
+from conftest import COLUMN_TYPES, FEBRUARY, PROJECT, Rows, free_port, made_up, typed
 from ride_duration.stores import TABLES, Address, StoreError, databases, of_seconds, open_predictions, open_rides, shown
 from ride_duration.stores.databases import Database
 from ride_duration.stores.files import FilePredictions
 
 _number = count()
-FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01", "--every", "week"]
 Store = Callable[[Rows], tuple[str, str]]
 """Makes rides of (pickup, PULocationID, DOLocationID, trip_distance, dropoff) rows; URLs of them and of the predictions."""
 

@@ -1,9 +1,7 @@
 """The dashboard, driven in Chromium over real predictions."""
 
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,11 +17,10 @@ from batch import summary
 from batch.dashboard import scope_of, search_of
 from batch.score import main
 from batch.summary import Scope
-from conftest import PROJECT, free_port, made_up, typed
+from conftest import FEBRUARY, PROJECT, free_port, made_up, typed
+from conftest import running as running_process
 from ride_duration.stores import Address
 from ride_duration.stores.databases import Database
-
-FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01", "--every", "week"]
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +37,10 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @contextmanager
 def dashboard(predictions: str) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "batch.dashboard", "--predictions", predictions, "--port", str(port)]
-    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + 30
-        while True:
-            try:
-                assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "ok"}
-                break
-            except requests.ConnectionError:
-                assert process.poll() is None, "the dashboard did not start"
-                assert time.monotonic() < end, "the dashboard did not answer within 30 s"
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    command = [sys.executable, "-m", "batch.dashboard", "--predictions", predictions]
+    with running_process(command, str(free_port())) as service:
+        assert requests.get(f"{service.url}/healthz", timeout=5).json() == {"status": "ok"}
+        yield service.url
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from batch.score import main
-from conftest import PROJECT, made_up, missing, typed
-
-FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01", "--every", "week"]
+from conftest import FEBRUARY, PROJECT, made_up, missing, typed
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ A database is `databases`, files are `files`; `open_rides` and `open_predictions
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -268,3 +268,8 @@ def seconds(time: datetime) -> int:
 def of_seconds(seconds: int) -> datetime:
     """The inverse of `seconds`."""
     return datetime(1970, 1, 1) + timedelta(seconds=seconds)
+
+
+def now() -> datetime:
+    """The time as the tables have it: UTC, to the second."""
+    return datetime.now(UTC).replace(tzinfo=None, microsecond=0)

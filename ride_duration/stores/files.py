@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import fs
+from pyarrow import fs, types
 
 from ride_duration.model import LinearModel
 from ride_duration.ride import NEW_YORK
@@ -44,7 +44,7 @@ CHUNK_ROWS = 1_000_000
 
 _BATCH_ROWS = 65_536
 _HOUR = 3600
-PARTITION_TIME = "%Y%m%dT%H%M%S"
+_TIME = "%Y%m%dT%H%M%S"
 _WRITING = ".writing-"
 
 
@@ -167,6 +167,11 @@ class _Group:
         return table.filter(pc.and_(pc.greater_equal(table["pickup"], low), pc.less(table["pickup"], high)))
 
 
+def partition(start: datetime, end: datetime) -> str:
+    """The name of an interval's folders, after `interval=`."""
+    return f"{start:{_TIME}}-{end:{_TIME}}"
+
+
 def check_types(schema: pa.Schema, columns: Mapping[str, str]) -> None:
     """Refuse columns of types that a ride's never have.
 
@@ -178,12 +183,12 @@ def check_types(schema: pa.Schema, columns: Mapping[str, str]) -> None:
     for ours, theirs in columns.items():
         type_ = schema.field(theirs).type
         if ours in NUMBERS:
-            good, wanted = any(is_(type_) for is_ in (_types.is_integer, _types.is_floating, _types.is_decimal)), "numbers"
+            good, wanted = any(is_(type_) for is_ in (types.is_integer, types.is_floating, types.is_decimal)), "numbers"
         elif ours == "ride_id":
-            good, wanted = any(is_(type_) for is_ in (_types.is_integer, _types.is_string, _types.is_large_string)), "text"
+            good, wanted = any(is_(type_) for is_ in (types.is_integer, types.is_string, types.is_large_string)), "text"
         else:
-            good, wanted = _types.is_timestamp(type_), "timestamps"
-        if not good and not _types.is_null(type_):
+            good, wanted = types.is_timestamp(type_), "timestamps"
+        if not good and not types.is_null(type_):
             raise StoreError(f"column {theirs} is of {type_}, and {wanted} are wanted")
 
 
@@ -213,7 +218,7 @@ def normalised(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
 
 def _clock(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Seconds of New York's clock: a time with a zone becomes New York's, one without is New York's."""
-    if _types.is_null(column.type):
+    if types.is_null(column.type):
         return column.cast(pa.int64())
     if column.type.tz:
         column = pc.local_timestamp(column.cast(pa.timestamp(column.type.unit, NEW_YORK.key)))
@@ -268,7 +273,7 @@ class FilePredictions:
             for interval in self._list(f"{self.root}/runs"):
                 first, _, last = interval.rpartition("interval=")[2].partition("-")
                 with suppress(ValueError):  # a folder that isn't ours
-                    begin, finish = datetime.strptime(first, PARTITION_TIME), datetime.strptime(last, PARTITION_TIME)
+                    begin, finish = datetime.strptime(first, _TIME), datetime.strptime(last, _TIME)
                     if begin < end and start < finish:
                         for path in self._list(interval, recursive=True):
                             _, name, version, file = path.rsplit("/", 3)
@@ -288,7 +293,7 @@ class FilePredictions:
             known = [
                 self.read(table, path, ["ride_id"])["ride_id"] for path in overlapping for table in ("predictions", "rejects")
             ]
-            where = f"interval={start:{PARTITION_TIME}}-{end:{PARTITION_TIME}}/model_version={version}"
+            where = f"interval={partition(start, end)}/model_version={version}"
             number = sum(path.startswith(f"{where}/") for path in overlapping)
             part = _NewPart(self, folder, f"{where}/part-{number}.parquet", known)
             try:
@@ -462,6 +467,3 @@ def _told(address: Address) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{shown(address.url)}: {shown(' '.join(str(error).split()))}") from None
-
-
-_types = pa.types

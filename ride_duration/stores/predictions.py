@@ -1,7 +1,7 @@
 """Predictions, rejects and runs in a database, and what they add up to by the hour."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 
 import msgspec
@@ -82,27 +82,26 @@ class DatabasePredictions:
             self.database.insert("models", pa.table(row))
 
     @contextmanager
-    def writing(self, start: datetime, end: datetime, version: str) -> Iterator["_Interval"]:
-        """An interval to write, in one transaction."""
+    def _interval(self, start: datetime, end: datetime, *names: str) -> Iterator["_Interval"]:
         with self.database.transaction():
-            self.database.lock(f"{start} {end} {version}")
+            self.database.lock(" ".join([str(start), str(end), *names]))
             yield _Interval(self.database, start, end)
+
+    def writing(self, start: datetime, end: datetime, version: str) -> AbstractContextManager["_Interval"]:
+        """An interval to write, in one transaction."""
+        return self._interval(start, end, version)
 
     @contextmanager
     def adding(self, start: datetime, end: datetime) -> Iterator["_Interval"]:
         """Predictions to add of rides picked up within [start, end), without a run, in one transaction."""
-        with self.database.transaction():
-            self.database.lock(f"{start} {end}")
-            interval = _Interval(self.database, start, end)
+        with self._interval(start, end) as interval:
             yield interval
             interval.settle()
 
     @contextmanager
     def filling(self, start: datetime, end: datetime) -> Iterator["_Interval"]:
         """An interval to fill, in one transaction."""
-        with self.database.transaction():
-            self.database.lock(f"{start} {end}")
-            interval = _Interval(self.database, start, end)
+        with self._interval(start, end) as interval:
             yield interval
             if interval.filled:
                 interval.add_up()
@@ -131,8 +130,7 @@ class _Interval:
         if not self._all_new:
             self.add_up()
         elif self._sums:
-            sums = pa.concat_tables(self._sums).group_by(list(_HOURLY)).aggregate([("rides", "sum"), ("predicted", "sum")])
-            sums = sums.rename_columns([*_HOURLY, "rides", "predicted"])
+            sums = _added_up(pa.concat_tables(self._sums))
             zeros = pa.array(np.zeros(len(sums)))
             for name in SUMS.keys() - {"rides", "predicted"}:  # of rides that have ended: none has
                 sums = sums.append_column(name, zeros)
@@ -173,8 +171,8 @@ def _hourly(predictions: pa.Table) -> pa.Table:
     predictions = predictions.filter(pc.is_valid(predictions["pickup_datetime"]))
     miles = pc.fill_null(predictions["trip_distance"], 0).to_numpy()
     pickup = predictions["pickup_datetime"].to_numpy()
-    zones = (predictions[name].to_numpy() for name in ("PULocationID", "DOLocationID"))
-    places = slices(Columns(next(zones), next(zones), miles, hours_of_week(pickup)))
+    pickup_zone, dropoff_zone = predictions["PULocationID"].to_numpy(), predictions["DOLocationID"].to_numpy()
+    places = slices(Columns(pickup_zone, dropoff_zone, miles, hours_of_week(pickup)))
     columns = [
         pickup.astype("datetime64[h]").astype("datetime64[s]"),
         predictions["model_version"],
@@ -183,8 +181,13 @@ def _hourly(predictions: pa.Table) -> pa.Table:
         np.ones(len(predictions)),
         predictions["predicted_duration"],
     ]
-    added = pa.table(columns, names=[*_HOURLY, "rides", "predicted"]).group_by(list(_HOURLY))
-    return added.aggregate([("rides", "sum"), ("predicted", "sum")]).rename_columns([*_HOURLY, "rides", "predicted"])
+    return _added_up(pa.table(columns, names=[*_HOURLY, "rides", "predicted"]))
+
+
+def _added_up(rows: pa.Table) -> pa.Table:
+    """Rides and predicted minutes, one row a key."""
+    sums = rows.group_by(list(_HOURLY)).aggregate([("rides", "sum"), ("predicted", "sum")])
+    return sums.rename_columns([*_HOURLY, "rides", "predicted"])
 
 
 def _borough(name: str) -> str:
