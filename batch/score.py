@@ -20,7 +20,7 @@ try:
     import pyarrow as pa
     from tqdm import tqdm
 
-    from batch.scoring import Ids, score
+    from batch.scoring import score
     from ride_duration.stores import (
         KINDS,
         MISSING,
@@ -33,6 +33,8 @@ try:
         open_predictions,
         open_rides,
     )
+    from ride_duration.stores.ids import Ids
+    from ride_duration.stores.options import column_option
 except ModuleNotFoundError as error:
     sys.exit(f"batch.score needs {error.name}: run `make venv CATEGORIES=batch`, then .venv/bin/python -m batch.score")
 
@@ -124,27 +126,8 @@ class Failure(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]  # click reads it of the instance too
 
 
-def _pairs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """OURS=THEIRS options as a dict."""
-    found = {}
-    for value in values:
-        ours, _, theirs = value.partition("=")
-        if not (ours and theirs):
-            raise click.BadParameter(f"{value!r} is not OURS=THEIRS")
-        found[ours] = theirs
-    return found
-
-
 every_option = click.option(
     "--every", type=click.Choice(["hour", "day", "week", "month"]), default="day", help="Length of an interval."
-)
-column_option = click.option(
-    "--column",
-    "mapping",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    callback=_pairs,
-    help="A column of the rides that is called otherwise.",
 )
 
 

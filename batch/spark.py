@@ -19,10 +19,12 @@ try:
     from pyspark.sql import functions as F  # noqa: N812  # as all of Spark's users know it
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
-    from batch.score import EXIT_MODEL, EXIT_STORE, Failure, account, column_option, every_option, intervals
-    from batch.scoring import Ids, score
+    from batch.score import EXIT_MODEL, EXIT_STORE, Failure, account, every_option, intervals
+    from batch.scoring import score
     from ride_duration.stores import TABLES, StoreError, find_columns, now, seconds
     from ride_duration.stores.files import check_types, normalised, partition
+    from ride_duration.stores.ids import Ids
+    from ride_duration.stores.options import column_option
 except ModuleNotFoundError as error:
     sys.exit(f"batch.spark needs {error.name}: run `make spark`, then PYTHONPATH=. .venv/bin/spark-submit batch/spark.py")
 

@@ -1,7 +1,8 @@
 """What a stream engine must do: read a batch, publish its answers together with the position, and no more."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from streaming.messages import Event, Output
@@ -12,7 +13,10 @@ class StreamError(RuntimeError):
 
 
 class TakenOverError(RuntimeError):
-    """Another worker has taken over what was read: nothing was published, and whoever has it now reads it again."""
+    """Another worker has, or may have, what was read: nothing was published, and whoever has it now reads it again.
+
+    What was built on events that were read and not moved past is void: those that are still this worker's come again.
+    """
 
 
 class Committed(NamedTuple):
@@ -23,14 +27,31 @@ class Committed(NamedTuple):
     """Those whose name had been published before."""
 
 
-class Consumer(Protocol):
-    """A worker of a consumer group."""
+class Reader(Protocol):
+    """Reads a topic."""
 
     def read(self, limit: int, seconds: float) -> list[Event]:
-        """The next events, `limit` at most, or none after `seconds`; read again if they are not committed."""
+        """The next events, `limit` at most, or none after `seconds`.
 
-    def commit(self, outputs: Sequence[Output]) -> Committed:
+        Raises
+        ------
+        TakenOverError, StreamError
+        """
+
+    def close(self) -> None:
+        """Let go of the stream, and leave the group."""
+
+
+class Consumer(Reader, Protocol):
+    """A worker of a consumer group: what it has read and not committed comes again, to it or to another."""
+
+    def commit(self, outputs: Sequence[Output], held: Mapping[int, int] = MappingProxyType({})) -> Committed:
         """Publish outputs and move past what was read, both or neither.
+
+        Parameters
+        ----------
+        held
+            The first offset of a partition that must come again, should this worker end: the position stays before it.
 
         Raises
         ------
@@ -38,11 +59,11 @@ class Consumer(Protocol):
             If neither was done.
         """
 
-    def lag(self) -> int:
-        """Events that this worker's group has still to read, of those that are this worker's."""
+    def partitions(self) -> Set[int]:
+        """Those that are this worker's."""
 
-    def close(self) -> None:
-        """Leave the group."""
+    def lag(self) -> int:
+        """Events of this worker's partitions that it has still to read."""
 
 
 class Producer(Protocol):
@@ -65,8 +86,13 @@ def _scheme(url: str) -> str:
     return scheme
 
 
-def open_consumer(url: str, topic: str, group: str) -> Consumer:
+def open_consumer(url: str, topic: str, group: str, answers: str | None = None) -> Consumer:
     """A worker of a group that reads a topic.
+
+    Parameters
+    ----------
+    answers
+        The topic that it answers into, each name once: its partitions go with those of `topic`.
 
     Raises
     ------
@@ -79,7 +105,7 @@ def open_consumer(url: str, topic: str, group: str) -> Consumer:
         return SqliteConsumer(url, topic, group)
     from streaming.kafka import KafkaConsumer
 
-    return KafkaConsumer(url, topic, group)
+    return KafkaConsumer(url, topic, group, answers)
 
 
 def open_producer(url: str, topic: str) -> Producer:
@@ -99,7 +125,7 @@ def open_producer(url: str, topic: str) -> Producer:
     return KafkaProducer(url, topic)
 
 
-def follow(url: str, topic: str, beginning: bool) -> Consumer:
+def follow(url: str, topic: str, beginning: bool) -> Reader:
     """A reader of a topic that belongs to no group and commits nothing, from the beginning or from now on."""
     if _scheme(url) == "sqlite":
         from streaming.sqlite import SqliteFollower

@@ -8,12 +8,18 @@ Any property of librdkafka may be set by an environment variable: `KAFKA_SASL_US
 """
 
 import os
+import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from types import MappingProxyType
 from typing import Any
+
+from prometheus_client import Counter
 
 from streaming.engine import Committed, StreamError, TakenOverError
 
@@ -25,7 +31,7 @@ except ModuleNotFoundError:
     raise StreamError("kafka:// needs confluent-kafka: run `make venv CATEGORIES=stream`") from None
 
 from ride_duration.logs import log
-from streaming.messages import DEAD_LETTERS, PREDICTIONS, RIDES, Event, Output, name_of_message
+from streaming.messages import DEAD_LETTERS, RIDES, Event, Output, name_of_message
 
 PARTITIONS = 6
 """Of a topic that is made because it wasn't there: so many workers can share it."""
@@ -34,7 +40,10 @@ REMEMBERED = 100_000
 """Names that are remembered of each partition."""
 
 _SECONDS = 30.0
-_TRANSACTION_MS = 10_000
+_AGAIN_SECONDS = 0.5
+_TRANSACTION_SECONDS = 20
+"""Two of the broker's limits of 10 s: what takes longer has no chance left."""
+
 _PREFIX = "KAFKA_"
 
 
@@ -50,6 +59,7 @@ def settings(url: str) -> dict[str, Any]:
     return calm | found | {"bootstrap.servers": url.removeprefix("kafka://").rstrip("/")}
 
 
+ERRORS = Counter("ride_duration_stream_errors_total", "What librdkafka complained about, by its code.", ["code"])
 _complained: dict[str, float] = {}
 _COMPLAIN_SECONDS = 10.0
 
@@ -57,6 +67,7 @@ _COMPLAIN_SECONDS = 10.0
 def _complain(error: ck.KafkaError) -> None:
     """Log what went wrong, and the same again only after some seconds: a broker that is away is missed many times a second."""
     code, now = str(error.name()), time.monotonic()
+    ERRORS.labels(code).inc()
     if now - _complained.get(code, -_COMPLAIN_SECONDS) >= _COMPLAIN_SECONDS:
         _complained[code] = now
         log.warning("kafka", extra={"fields": {"reason": error.str(), "code": code}})
@@ -68,6 +79,30 @@ def _told(what: str) -> Iterator[None]:
         yield
     except ck.KafkaException as error:
         raise StreamError(f"{what}: {error.args[0].str()}") from None
+
+
+def _within(seconds: float, call: Callable[[], None]) -> None:
+    """Call in a thread of its own, and wait so long for it.
+
+    After a broker's death `send_offsets_to_transaction` may wait for ever for what was the group's coordinator, whatever
+    timeout it was given (librdkafka's issues 5456 and 5511): its thread is left behind then.
+
+    Raises
+    ------
+    TimeoutError
+        If it hasn't returned.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result(seconds)
 
 
 def ensure_topics(url: str, names: Collection[str]) -> dict[str, int]:
@@ -99,145 +134,159 @@ def ensure_topics(url: str, names: Collection[str]) -> dict[str, int]:
     return {name: len(topics[name].partitions) for name in names}
 
 
-class KafkaConsumer:
-    """A worker of a group: `engine.Consumer`."""
+class KafkaFollower:
+    """A reader without a group: `engine.Reader`."""
 
-    def __init__(self, url: str, topic: str, group: str) -> None:
-        self.url, self.topic, self.group = url, topic, group
-        self._partitions = partitions = ensure_topics(url, {topic, RIDES, PREDICTIONS, DEAD_LETTERS})
-        if topic == RIDES and partitions[PREDICTIONS] != partitions[topic]:
-            raise StreamError(
-                f"{PREDICTIONS} has {partitions[PREDICTIONS]} partitions and {topic} has {partitions[topic]}: make them alike, "
-                "so that a ride's prediction is looked for where it was published"
-            )
-        self._remembered: dict[int, OrderedDict[str, None]] = {}
-        self._batch: list[ck.TopicPartition] = []
-        self._next: list[ck.TopicPartition] = []
+    def __init__(self, url: str, topic: str, beginning: bool = True) -> None:
+        self.url, self.topic = url, topic
+        partitions = ensure_topics(url, [topic])[topic]
         with _told(url):
-            self._producer = self._new_producer()
-            self._consumer = ck.Consumer(
-                {"session.timeout.ms": 10_000, "queued.min.messages": 20_000}
-                | settings(url)
-                | {
-                    "group.id": group,
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "earliest",
-                    "isolation.level": "read_committed",
-                }
-            )
-            self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
+            self._consumer = self._new_consumer("none")
+            offset = ck.OFFSET_BEGINNING if beginning else ck.OFFSET_END
+            self._consumer.assign([ck.TopicPartition(topic, number, offset) for number in range(partitions)])
 
     def read(self, limit: int, seconds: float) -> list[Event]:
         """The next events."""
         with _told(self.url):
             messages: list[Any] = self._consumer.consume(limit, seconds)
-        events: list[Event] = []
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
+        events = []
         for message in messages:
             if message.error():
                 _complain(message.error())
                 continue
-            partition, offset = message.partition(), message.offset()
-            first.setdefault(partition, offset)
-            last[partition] = offset
-            events.append(Event(self.topic, partition, offset, message.value(), message.key(), message.timestamp()[1] / 1000))
-        self._batch = [ck.TopicPartition(self.topic, partition, offset) for partition, offset in first.items()]
-        self._next = [ck.TopicPartition(self.topic, partition, offset + 1) for partition, offset in last.items()]
+            at = message.timestamp()[1] / 1000
+            events.append(Event(self.topic, message.partition(), message.offset(), message.value(), message.key(), at))
         return events
 
-    def commit(self, outputs: Sequence[Output]) -> Committed:
+    def close(self) -> None:
+        """Leave the group, if there is one."""
+        self._consumer.close()
+
+    def _new_consumer(self, group: str, **properties: Any) -> ck.Consumer:
+        fixed = {"group.id": group, "enable.auto.commit": False, "isolation.level": "read_committed"}
+        return ck.Consumer(
+            {"session.timeout.ms": 10_000, "queued.min.messages": 20_000} | settings(self.url) | fixed | properties
+        )
+
+
+class KafkaConsumer(KafkaFollower):
+    """A worker of a group: `engine.Consumer`."""
+
+    def __init__(self, url: str, topic: str, group: str, answers: str | None = None) -> None:
+        self.url, self.topic, self.group, self.answers = url, topic, group, answers
+        self._name = f"{group}-{uuid.uuid4()}"
+        self._partitions = partitions = ensure_topics(url, {topic, RIDES, DEAD_LETTERS} | ({answers} if answers else set()))
+        if answers and partitions[answers] != partitions[topic]:
+            raise StreamError(
+                f"{answers} has {partitions[answers]} partitions and {topic} has {partitions[topic]}: make them alike, "
+                "so that what a ride was answered is looked for where it was published"
+            )
+        self._remembered: dict[int, OrderedDict[str, None]] = {}
+        self._next: dict[int, int] = {}
+        """Behind the newest event that was read, by partition."""
+        with _told(url):
+            self._producer = self._new_producer()
+            self._consumer = self._new_consumer(group, **{"auto.offset.reset": "earliest"})
+            self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
+
+    def read(self, limit: int, seconds: float) -> list[Event]:
+        """The next events."""
+        events = super().read(limit, seconds)
+        for event in events:
+            self._next[event.partition] = event.offset + 1
+        return events
+
+    def commit(self, outputs: Sequence[Output], held: Mapping[int, int] = MappingProxyType({})) -> Committed:
         """Publish outputs and the position in one transaction."""
         new: dict[str, Output] = {}
         for output in outputs:
             name = output.once or f"{len(new)}"
             if name not in self._remembered.get(output.partition, ()):
                 new.setdefault(name, output)
+        offsets = [ck.TopicPartition(self.topic, at, min(offset, held.get(at, offset))) for at, offset in self._next.items()]
+        group = self._consumer.consumer_group_metadata()
         try:
-            self._producer.begin_transaction()
-            for output in new.values():
-                self._produce(output)
-            self._producer.send_offsets_to_transaction(self._next, self._consumer.consumer_group_metadata(), _SECONDS)
-            self._end_transaction()
-        except ck.KafkaException as error:
-            self._undo(error.args[0])
+            _within(_TRANSACTION_SECONDS, partial(self._transact, self._producer, [*new.values()], offsets, group))
+        except (ck.KafkaException, TimeoutError) as error:
+            if isinstance(error, ck.KafkaException):
+                _complain(error.args[0])
+            else:
+                log.warning("kafka", extra={"fields": {"reason": f"a transaction has hung for {_TRANSACTION_SECONDS} s"}})
+            self._recover()
             raise TakenOverError from None
         for name, output in new.items():
-            if output.topic == PREDICTIONS:
+            if output.topic == self.answers:
                 names = self._remembered.setdefault(output.partition, OrderedDict())
                 names[name] = None
                 if len(names) > REMEMBERED:
                     names.popitem(last=False)
         return Committed(len(new), len(outputs) - len(new))
 
+    def partitions(self) -> Set[int]:
+        """Those that are this worker's."""
+        return {at.partition for at in self._consumer.assignment()}
+
     def lag(self) -> int:
-        """Events that this worker has still to read."""
+        """Events of this worker's partitions that it has still to read."""
         lag = 0
         try:
             for at in self._consumer.position(self._consumer.assignment()):
-                _, high = self._consumer.get_watermark_offsets(at, cached=True)
-                low = max(at.offset, 0)
-                lag += max(high - low, 0)
+                low, high = self._consumer.get_watermark_offsets(at, cached=True)
+                lag += max(high - max(at.offset, low, 0), 0)
         except ck.KafkaException as error:
             _complain(error.args[0])
         return lag
 
-    def close(self) -> None:
-        """Leave the group."""
-        self._consumer.close()
-
-    def _produce(self, output: Output) -> None:
-        partition = output.partition % self._partitions[output.topic]
-        while True:
-            try:
-                self._producer.produce(
-                    output.topic, output.value, output.key, partition=partition, headers=list(output.headers.items())
-                )
-                return
-            except BufferError:  # librdkafka's queue is full: let it send
-                self._producer.poll(0.1)
-
-    def _end_transaction(self) -> None:
-        while True:
-            try:
-                self._producer.commit_transaction(_SECONDS)
-                return
-            except ck.KafkaException as error:
-                if not error.args[0].retriable():
-                    raise
-                _complain(error.args[0])  # the broker is away: it must be asked again, since it may have committed
-
-    def _undo(self, error: ck.KafkaError) -> None:
-        """Nothing was published: begin again where the batch began, as far as its partitions are still ours."""
-        _complain(error)
-        while True:
-            try:
-                self._producer.abort_transaction(_SECONDS)
-                break
-            except ck.KafkaException as failure:
-                error = failure.args[0]
-                _complain(error)
-                if error.fatal():  # the broker has given up on the transaction, and on who began it
-                    with _told(self.url):
-                        self._producer = self._new_producer()
-                    break
-                if not error.retriable():
-                    break  # there is no transaction to abort
-        ours = {at.partition for at in self._consumer.assignment()}
-        for at in self._batch:
-            if at.partition in ours:
+    def _transact(self, producer: ck.Producer, outputs: list[Output], offsets: list[ck.TopicPartition], group: object) -> None:
+        producer.begin_transaction()
+        for output in outputs:
+            partition = output.partition % self._partitions[output.topic]
+            headers: dict[str, str | bytes | None] = {**output.headers}
+            while True:
                 try:
-                    self._consumer.seek(at)
-                except ck.KafkaException as failure:
-                    raise StreamError(f"{self.url}: {failure.args[0].str()}; start this worker again") from None
+                    producer.produce(output.topic, output.value, output.key, partition=partition, headers=headers)
+                    break
+                except BufferError:  # librdkafka's queue is full: let it send
+                    producer.poll(0.1)
+        producer.send_offsets_to_transaction(offsets, group, _SECONDS)
+        producer.commit_transaction(_SECONDS)
+
+    def _recover(self) -> None:
+        """Go on from what the brokers have, after a transaction that went wrong, or that may stand after all.
+
+        A new producer of the same name has the broker end the old one's transaction, one way or the other, and keeps out the
+        old one, should it wake up. What was published and committed then says which way it went.
+        """
+        with _told(self.url):
+            self._producer = self._new_producer()
+        self._next.clear()
+        for at in self._committed(sorted(self.partitions())):
+            self._remembered[at.partition] = self._read_back(at.partition)
+            try:
+                self._consumer.seek(ck.TopicPartition(self.topic, at.partition, max(at.offset, ck.OFFSET_BEGINNING)))
+            except ck.KafkaException as error:
+                raise StreamError(f"{self.url}: {error.args[0].str()}; start this worker again") from None
+
+    def _committed(self, partitions: Sequence[int]) -> list[ck.TopicPartition]:
+        """What the group has committed, as soon as the brokers can say; `OFFSET_INVALID` where it is nothing."""
+        while partitions:
+            try:
+                found: list[Any] = self._consumer.committed([ck.TopicPartition(self.topic, n) for n in partitions], _SECONDS)
+                if not (errors := [at.error for at in found if at.error]):
+                    return found
+                _complain(errors[0])
+            except ck.KafkaException as error:
+                _complain(error.args[0])
+            time.sleep(_AGAIN_SECONDS)
+        return []
 
     def _new_producer(self) -> ck.Producer:
-        """A producer that the broker can tell from all others."""
+        """A producer that the brokers know by this worker's name."""
         producer = ck.Producer(
             settings(self.url)
             | {
-                "transactional.id": f"{self.group}-{uuid.uuid4()}",
-                "transaction.timeout.ms": _TRANSACTION_MS,
+                "transactional.id": self._name,
+                "transaction.timeout.ms": _TRANSACTION_SECONDS * 500,
                 "acks": "all",
                 "enable.idempotence": True,
                 "linger.ms": 5,
@@ -255,39 +304,33 @@ class KafkaConsumer:
                 _complain(error.args[0])
 
     def _assigned(self, _: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
-        if self.topic == RIDES:
-            for at in partitions:
-                self._remembered[at.partition] = self._read_back(at.partition)
+        for at in partitions:
+            self._remembered[at.partition] = self._read_back(at.partition)
         log.info("partitions assigned", extra={"fields": {"partitions": sorted(at.partition for at in partitions)}})
 
     def _revoked(self, _: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
         for at in partitions:
             self._remembered.pop(at.partition, None)
+            self._next.pop(at.partition, None)
         log.info("partitions revoked", extra={"fields": {"partitions": sorted(at.partition for at in partitions)}})
 
     def _read_back(self, partition: int) -> OrderedDict[str, None]:
-        """The names that a partition of the predictions has published, the newest of them."""
-        reader = ck.Consumer(
-            settings(self.url)
-            | {
-                "group.id": f"{self.group}-none",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-            }
-        )
+        """The names of the newest answers in a partition."""
         names: OrderedDict[str, None] = OrderedDict()
+        if not self.answers:
+            return names
+        reader = self._new_consumer(f"{self.group}-none", **{"enable.partition.eof": True})
         message: Any
         try:
-            low, high = reader.get_watermark_offsets(ck.TopicPartition(PREDICTIONS, partition), timeout=_SECONDS)
+            low, high = reader.get_watermark_offsets(ck.TopicPartition(self.answers, partition), timeout=_SECONDS)
             if high > low:
-                reader.assign([ck.TopicPartition(PREDICTIONS, partition, max(low, high - 2 * REMEMBERED))])
+                reader.assign([ck.TopicPartition(self.answers, partition, max(low, high - 2 * REMEMBERED))])
             end = high <= low
             while not end:
                 for message in reader.consume(10_000, 1.0):
                     if message.error():
                         end = message.error().code() == ck.KafkaError._PARTITION_EOF
-                    elif (name := name_of_message(message.key(), message.value())).startswith(self.group):
+                    elif (name := name_of_message(self.answers, message.key(), message.value())).startswith(self.group):
                         names[name] = None
         except ck.KafkaException as error:
             raise StreamError(f"{self.url}: {error.args[0].str()}") from None
@@ -296,20 +339,6 @@ class KafkaConsumer:
         while len(names) > REMEMBERED:
             names.popitem(last=False)
         return names
-
-
-class KafkaFollower(KafkaConsumer):
-    """A reader without a group."""
-
-    def __init__(self, url: str, topic: str, beginning: bool) -> None:
-        self.url, self.topic = url, topic
-        partitions = ensure_topics(url, [topic])[topic]
-        with _told(url):
-            self._consumer = ck.Consumer(
-                settings(url) | {"group.id": "none", "enable.auto.commit": False, "isolation.level": "read_committed"}
-            )
-            offset = ck.OFFSET_BEGINNING if beginning else ck.OFFSET_END
-            self._consumer.assign([ck.TopicPartition(topic, number, offset) for number in range(partitions)])
 
 
 class KafkaProducer:

@@ -11,7 +11,10 @@ from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel
 from ride_duration.ride import InvalidRide, Ride, RideId, Target, check_ride
 
-RIDES, PREDICTIONS, DEAD_LETTERS = "rides", "predictions", "rides.dlq"
+RIDES, PREDICTIONS, DECISIONS, DEAD_LETTERS = "rides", "predictions", "decisions", "rides.dlq"
+TOPICS = (RIDES, PREDICTIONS, DECISIONS, DEAD_LETTERS)
+DECISION = "decision"
+"""The consumer group that decides."""
 
 MAX_DEAD_BYTES = 500_000
 """A dead letter has the event itself up to so many bytes, and a digest of it beyond: it must fit into any broker's limit."""
@@ -68,7 +71,7 @@ class Output(NamedTuple):
     partition: int
     """Of the event that it answers."""
     once: str | None = None
-    """Published no more than once by this name."""
+    """Published no more than once by this name: the group's, a colon, and the ride's."""
     headers: Mapping[str, str] = MappingProxyType({})
 
 
@@ -84,10 +87,11 @@ class _Named(msgspec.Struct):
 _decode_name = msgspec.json.Decoder(_Named).decode
 
 
-def name_of_message(key: bytes | None, value: bytes | None) -> str:
-    """The name that a message of `predictions` was published once by; empty for what is none."""
+def name_of_message(topic: str, key: bytes | None, value: bytes | None) -> str:
+    """The name that a prediction or a decision was published once by, its group and its ride; empty for what is neither."""
     try:
-        return f"{_decode_name(value or b'').model}:{(key or b'').decode()}"
+        group = DECISION if topic == DECISIONS else _decode_name(value or b"").model
+        return f"{group}:{(key or b'').decode()}"
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
 

@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import click
 import msgspec
 
 try:
-    import pyarrow.parquet as pq
     from tqdm import tqdm
+
+    from ride_duration.stores import MISSING, NUMBERS, StoreError, of_seconds, open_rides, shown
+    from ride_duration.stores.ids import Ids
+    from ride_duration.stores.options import column_option
 except ModuleNotFoundError as error:
     sys.exit(
         f"streaming.produce needs {error.name}: run `make venv CATEGORIES=stream`, then .venv/bin/python -m streaming.produce"
@@ -21,35 +25,35 @@ except ModuleNotFoundError as error:
 
 from streaming.engine import StreamError, open_producer
 from streaming.messages import RIDES
+from streaming.worker import EXIT_STREAM, stream_option
 
 CHUNK = 1000
 _encode = msgspec.json.Encoder().encode
 
 
 class RecordsError(ValueError):
-    """A file of rides that can't be read, and why."""
+    """Rides that can't be read, and why."""
 
 
-def of_parquet(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Keys and messages of TLC's records: the ride_id is the file's name and the row."""
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise RecordsError(f"{path}: {error}") from None
-    names = {name.removeprefix("lpep_").removeprefix("tpep_"): name for name in file.schema_arrow.names}
-    wanted = ["pickup_datetime", "PULocationID", "DOLocationID", "trip_distance"]
-    absent = [name for name in wanted if name not in names]
-    if absent:
-        raise RecordsError(f"{path} has no column {absent[0]}; it has {', '.join(file.schema_arrow.names)}")
-    row = 0
-    for batch in file.iter_batches(columns=[names[name] for name in wanted]):
-        for values in zip(*(batch[names[name]].to_pylist() for name in wanted), strict=True):
-            ride: dict[str, Any] = dict(zip(wanted, values, strict=True))
-            if isinstance(ride["pickup_datetime"], datetime):
-                ride["pickup_datetime"] = ride["pickup_datetime"].isoformat()
-            ride_id = f"{path.stem[-40:]}-{row}"
-            yield ride_id, _encode({"ride_id": ride_id, "ride": ride})
-            row += 1
+def of_store(url: str, mapping: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Keys and messages of a store's rides, in order of time; a ride without an id has the batch job's."""
+    with closing(open_rides(url, mapping)) as rides:
+        span = rides.span(None)
+        if span.timeless:
+            click.echo(f"{shown(url)}: {span.timeless:,} rides without a time are left out", err=True)
+        if span.first is None or span.last is None:
+            return
+        ids = Ids()
+        for batch in rides.read(span.first, span.last + timedelta(seconds=1)):
+            columns = (batch[name].to_pylist() for name in ("pickup", *NUMBERS, "odd"))
+            for ride_id, pickup, *numbers, odd in zip(ids.of(batch).to_pylist(), *columns, strict=True):
+                ride: dict[str, Any] = {"pickup_datetime": of_seconds(pickup).isoformat()}
+                for name, number in zip(NUMBERS, numbers, strict=True):
+                    whole = name != "trip_distance" and number == int(number)
+                    ride[name] = None if number == MISSING else int(number) if whole else number
+                if odd:
+                    ride |= msgspec.json.decode(odd)
+                yield ride_id, _encode({"ride_id": ride_id, "ride": ride})
 
 
 def of_lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -69,36 +73,40 @@ def of_lines(path: Path) -> Iterator[tuple[str, bytes]]:
             yield str(value.get("ride_id")), _encode(value)
 
 
+def messages_of(url: str, mapping: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Keys and messages of the rides at an address."""
+    try:
+        yield from of_lines(Path(url)) if url.endswith((".jsonl", ".ndjson", ".json")) else of_store(url, mapping)
+    except (StoreError, OSError) as error:
+        raise RecordsError(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise RecordsError(f'{shown(url)} needs {error.name}: run `make venv CATEGORIES="stream batch"`') from None
+
+
 @click.command(context_settings={"show_default": True})
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--stream", required=True, envvar="STREAM", metavar="URL", help="sqlite:///FILE.db or kafka://HOST:PORT,….")
+@click.argument("rides", nargs=-1, required=True)
+@stream_option
+@column_option
 @click.option("--rate", type=click.FloatRange(min=0.1), help="Rides a second; as fast as they are acknowledged without it.")
 @click.option("--limit", type=click.IntRange(1), help="So many rides at most.")
-def main(files: tuple[Path, ...], stream: str, rate: float | None, limit: int | None) -> None:
-    """Publish the rides of FILES: TLC's Parquet, or JSON lines of rides or of ride events.
+def main(rides: tuple[str, ...], stream: str, mapping: dict[str, str], rate: float | None, limit: int | None) -> None:
+    """Publish RIDES: JSON lines of rides or of ride events (FILE.jsonl), or what `batch.score` reads: TLC's Parquet, a file, a
+    folder, s3:// or gs://; or a database, sqlite:///FILE.db or postgresql://USER@HOST/DATABASE, #TABLE names its table.
 
-    Exit codes: 0 done, 2 wrong options or files, 3 the stream can't be used.
+    Exit codes: 0 done, 2 wrong options or rides, 3 the stream can't be used.
     """
-    messages: Iterator[tuple[str, bytes]] = chain.from_iterable(
-        of_parquet(path) if path.suffix == ".parquet" else of_lines(path) for path in files
-    )
-    if limit:
-        messages = islice(messages, limit)
+    messages = islice(chain.from_iterable(messages_of(url, mapping) for url in rides), limit)
     began, sent = time.monotonic(), 0
     try:
-        producer = open_producer(stream, RIDES)
-        with tqdm(unit="ride", unit_scale=True, disable=None) as progress:
+        with closing(open_producer(stream, RIDES)) as producer, tqdm(unit="ride", unit_scale=True, disable=None) as progress:
             while chunk := list(islice(messages, max(1, min(CHUNK, int(rate / 10))) if rate else CHUNK)):
                 sent += producer.send(chunk)
                 progress.update(len(chunk))
                 if rate:
                     time.sleep(max(0.0, began + sent / rate - time.monotonic()))
-        producer.close()
-    except RecordsError as error:
-        raise click.UsageError(f"{error} ({sent:,} rides were published before)") from None
-    except StreamError as error:
+    except (RecordsError, StreamError) as error:
         click.echo(f"streaming.produce: {error} ({sent:,} rides were published before)", err=True)
-        sys.exit(3)
+        sys.exit(EXIT_STREAM if isinstance(error, StreamError) else 2)
     click.echo(f"{sent:,} rides published in {time.monotonic() - began:.1f} s")
 
 

@@ -1,18 +1,19 @@
 """Put dead letters back into the stream, when what was wrong is mended: `python -m streaming.replay --stream …`."""
 
-import sys
 import time
+from contextlib import closing
 
 import click
 
-from streaming.engine import StreamError, TakenOverError, open_consumer
+from streaming.engine import TakenOverError, open_consumer
 from streaming.messages import DEAD_LETTERS, RIDES, Output
+from streaming.worker import stream_option, told
 
 GROUP = "replay"
 
 
 @click.command()
-@click.option("--stream", required=True, envvar="STREAM", metavar="URL", help="sqlite:///FILE.db or kafka://HOST:PORT,….")
+@stream_option
 @click.option(
     "--idle", type=float, default=5.0, show_default=True, metavar="SECONDS", help="End when none has come for so long."
 )
@@ -23,23 +24,18 @@ def main(stream: str, idle: float) -> None:
     """
     replayed = lost = 0
     began = time.time()
-    try:
-        consumer = open_consumer(stream, DEAD_LETTERS, GROUP)
+    with told("replay"), closing(open_consumer(stream, DEAD_LETTERS, GROUP)) as consumer:
         # one by one, up to those that came of what was replayed here: what is still wrong would go round for ever
-        while (events := consumer.read(1, idle)) and events[0].at < began:
-            kept = [event for event in events if event.value is not None]
-            outputs = [
-                Output(RIDES, "", event.value, event.partition, f"{GROUP}:{event.partition}:{event.offset}") for event in kept
-            ]
+        while True:
             try:
-                consumer.commit(outputs)
+                events = consumer.read(1, idle)
+                if not events or events[0].at >= began:
+                    break
+                kept = [event for event in events if event.value is not None]
+                consumer.commit([Output(RIDES, "", e.value, e.partition, f"{GROUP}:{e.partition}:{e.offset}") for e in kept])
             except TakenOverError:
                 continue
             replayed, lost = replayed + len(kept), lost + len(events) - len(kept)
-        consumer.close()
-    except StreamError as error:
-        click.echo(f"streaming.replay: {error}", err=True)
-        sys.exit(3)
     click.echo(f"{replayed:,} events are in {RIDES} again; {lost:,} were null, or too large to be kept")
 
 

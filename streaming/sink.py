@@ -4,11 +4,9 @@ Rows are added where their key isn't there yet, then the position is moved: kill
 change nothing.
 """
 
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,11 +22,11 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f'streaming.sink needs {error.name}: run `make venv CATEGORIES="stream batch"`')
 
-from ride_duration import logs
 from ride_duration.logs import log
 from ride_duration.ride import Ride
-from streaming.engine import StreamError, TakenOverError, open_consumer
+from streaming.engine import open_consumer
 from streaming.messages import PREDICTIONS, Event, PredictionEvent, name_of
+from streaming.worker import Step, Worker, port_option, service, stream_option
 
 GROUP = "sink"
 _decode = msgspec.json.Decoder(PredictionEvent).decode
@@ -67,19 +65,16 @@ def rows_of(events: Sequence[Event]) -> pa.Table:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--stream", required=True, envvar="STREAM", metavar="URL", help="sqlite:///FILE.db or kafka://HOST:PORT,….")
+@stream_option
 @click.option("--predictions", required=True, envvar="PREDICTIONS", metavar="URL", help="sqlite:///FILE.db or postgresql://….")
 @click.option("--batch", type=click.IntRange(1, 100_000), default=5000, help="Predictions in a transaction, at most.")
-def main(stream: str, predictions: str, batch: int) -> None:
+@port_option
+def main(stream: str, predictions: str, batch: int, port: int) -> None:
     """Write the durations of the stream `predictions` into the predictions database, each once.
 
     Exit codes: 0 asked to end, 2 wrong options, 3 the stream or the database can't be used.
     """
-    logs.set_up()
-    stopped = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stopped.set())
-    try:
+    with service("sink", StoreError):
         address = Address.of(predictions)
         if address.kind == "parquet":
             raise StoreError(f"{shown(predictions)}: a stream is written into a database; give sqlite:///… or postgresql://…")
@@ -87,22 +82,18 @@ def main(stream: str, predictions: str, batch: int) -> None:
             closing(DatabasePredictions(Database(address, create=True))) as target,
             closing(open_consumer(stream, PREDICTIONS, GROUP)) as consumer,
         ):
-            log.info("writing predictions", extra={"fields": {"to": shown(predictions)}})
-            while not stopped.is_set():
-                events = consumer.read(batch, 0.5)
+
+            def write(events: Sequence[Event]) -> Step:
                 rows = rows_of(events)
                 if len(rows):
                     times = [time for time in rows["pickup_datetime"].to_pylist() if time]
                     first, last = min(times, default=datetime.min), max(times, default=datetime.min)
                     with target.adding(first, last + timedelta(seconds=1)) as adding:
                         adding.add(rows, TABLES["rejects"].empty_table())
-                if events:
-                    with suppress(TakenOverError):
-                        consumer.commit([])
-    except (StreamError, StoreError) as error:
-        click.echo(f"streaming.sink: {error}", err=True)
-        sys.exit(3)
-    log.info("ended as asked")
+                return Step(outcomes={"written": len(rows), "no_duration": len(events) - len(rows)})
+
+            log.info("writing predictions", extra={"fields": {"to": shown(predictions)}})
+            Worker(consumer, write, "published", batch).run(port)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ workers of a group read the same events, and the first to commit has them.
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -65,36 +67,53 @@ class _File:
         self.connection.close()
 
 
-class SqliteConsumer:
-    """A worker of a group: `engine.Consumer`."""
+class SqliteFollower:
+    """A reader without a group: `engine.Reader`."""
 
-    def __init__(self, url: str, topic: str, group: str) -> None:
-        self.file, self.topic, self.group = _File(url), topic, group
-        self._from = self._to = 0
+    def __init__(self, url: str, topic: str, beginning: bool = True) -> None:
+        self.file, self.topic = _File(url), topic
+        self._next = 0
+        """Behind the newest event that was read."""
+        if not beginning:
+            with self.file.told():
+                newest = "select coalesce(max(position), 0) from messages where topic = ?"
+                (self._next,) = self.file.connection.execute(newest, (topic,)).fetchone()
 
     def read(self, limit: int, seconds: float) -> list[Event]:
         """The next events."""
         end = time.monotonic() + seconds
-        while True:
-            with self.file.told():
-                self._from = self._to = self._position()
-                found = self.file.connection.execute(
-                    "select position, key, value, at from messages where topic = ? and position > ? order by position limit ?",
-                    (self.topic, self._from, limit),
-                ).fetchall()
-            if found or time.monotonic() >= end:
-                break
+        while not (found := self._found(limit)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         events = [Event(self.topic, 0, position, value, (key or "").encode(), at) for position, key, value, at in found]
         if events:
-            self._to = events[-1].offset
+            self._next = events[-1].offset
         return events
 
-    def commit(self, outputs: Sequence[Output]) -> Committed:
+    def close(self) -> None:
+        """Let go of the file."""
+        self.file.close()
+
+    def _found(self, limit: int) -> list[Any]:
+        with self.file.told():
+            return self.file.connection.execute(
+                "select position, key, value, at from messages where topic = ? and position > ? order by position limit ?",
+                (self.topic, self._next, limit),
+            ).fetchall()
+
+
+class SqliteConsumer(SqliteFollower):
+    """A worker of a group: `engine.Consumer`. There is one partition, and all workers of a group are at it."""
+
+    def __init__(self, url: str, topic: str, group: str) -> None:
+        super().__init__(url, topic)
+        self.group = group
+        self._committed = self._next = self._position()
+
+    def commit(self, outputs: Sequence[Output], held: Mapping[int, int] = MappingProxyType({})) -> Committed:
         """Publish outputs and move past what was read."""
+        position = min(self._next, held.get(0, self._next + 1) - 1)
         with self.file.transaction() as connection:
-            if self._position() != self._from:
-                raise TakenOverError
+            self._check()
             before = connection.total_changes
             now = time.time()
             connection.executemany(
@@ -106,48 +125,38 @@ class SqliteConsumer:
                 ],
             )
             published = connection.total_changes - before
-            connection.execute("insert or replace into positions values (?, ?, ?)", (self.group, self.topic, self._to))
-        self._from = self._to
+            connection.execute("insert or replace into positions values (?, ?, ?)", (self.group, self.topic, position))
+        self._committed = position
         return Committed(published, len(outputs) - published)
 
+    def partitions(self) -> Set[int]:
+        """The only one."""
+        return {0}
+
     def lag(self) -> int:
-        """Events that the group has still to read."""
+        """Events that it has still to read."""
         with self.file.told():
             (count,) = self.file.connection.execute(
-                "select count(*) from messages where topic = ? and position > ?", (self.topic, self._position())
+                "select count(*) from messages where topic = ? and position > ?", (self.topic, self._next)
             ).fetchone()
         return int(count)
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self.file.close()
+    def _found(self, limit: int) -> list[Any]:
+        self._check()
+        return super()._found(limit)
+
+    def _check(self) -> None:
+        """Has another worker of the group moved on? Then go on from there."""
+        if (position := self._position()) != self._committed:
+            self._committed = self._next = position
+            raise TakenOverError
 
     def _position(self) -> int:
-        row = self.file.connection.execute(
-            "select position from positions where consumer_group = ? and topic = ?", (self.group, self.topic)
-        ).fetchone()
+        with self.file.told():
+            row = self.file.connection.execute(
+                "select position from positions where consumer_group = ? and topic = ?", (self.group, self.topic)
+            ).fetchone()
         return int(row[0]) if row else 0
-
-
-class SqliteFollower(SqliteConsumer):
-    """A reader without a group."""
-
-    def __init__(self, url: str, topic: str, beginning: bool) -> None:
-        super().__init__(url, topic, "")
-        self._at = 0
-        if not beginning:
-            with self.file.told():
-                row = self.file.connection.execute("select max(position) from messages where topic = ?", (topic,)).fetchone()
-            self._at = row[0] or 0
-
-    def read(self, limit: int, seconds: float) -> list[Event]:
-        """The next events."""
-        events = super().read(limit, seconds)
-        self._at = self._to
-        return events
-
-    def _position(self) -> int:
-        return self._at
 
 
 class SqliteProducer:

@@ -17,7 +17,7 @@ USER, PASSWORD = "rides", "a-secret-of-the-tests"
 class Kafka:
     """A cluster of brokers on free ports, each a controller too."""
 
-    def __init__(self, folder: Path, brokers: int = 1, sasl: bool = False) -> None:
+    def __init__(self, folder: Path, brokers: int = 1, sasl: bool = False, tls: bool = False) -> None:
         if not list(LIBS.glob("kafka_*.jar")) or not shutil.which("java"):
             missing("Apache Kafka", "make kafka")
         self.folder, self.count = folder, brokers
@@ -25,7 +25,7 @@ class Kafka:
         controllers = [free_port() for _ in range(brokers)]
         voters = ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(controllers, 1))
         copies, least = min(brokers, 3), 2 if brokers > 2 else 1
-        protocol = "SASL_PLAINTEXT" if sasl else "PLAINTEXT"
+        protocol = "SASL_PLAINTEXT" if sasl else "SSL" if tls else "PLAINTEXT"
         cluster = str(uuid.uuid4())
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * brokers
         for number, (port, controller) in enumerate(zip(self.ports, controllers, strict=True), 1):
@@ -58,6 +58,8 @@ class Kafka:
                         f'{login} username="{USER}" password="{PASSWORD}" user_{USER}="{PASSWORD}";'
                     ),
                 }
+            if tls:
+                properties |= self._certificate()
             file = self._file(number)
             file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
             self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(file)).wait(timeout=60)
@@ -100,6 +102,24 @@ class Kafka:
             if process and process.poll() is None:
                 process.kill()
                 process.wait()
+
+    @property
+    def certificate(self) -> Path:
+        """What clients trust, with TLS."""
+        return self.folder / "broker.pem"
+
+    def _certificate(self) -> dict[str, object]:
+        """The broker's own certificate, and the properties that name it."""
+        store = self.folder / "broker.p12"
+        keytool = ["keytool", "-keystore", str(store), "-storepass", PASSWORD, "-storetype", "PKCS12", "-alias", "broker"]
+        make = [*["-genkeypair", "-keyalg", "RSA", "-dname", "CN=127.0.0.1", "-ext", "SAN=ip:127.0.0.1", "-validity", "2"]]
+        for command in (make, ["-exportcert", "-rfc", "-file", str(self.certificate)]):
+            subprocess.run([*keytool, *command], check=True, capture_output=True)
+        return {
+            f"ssl.{use}store.{name}": value
+            for use in ("key", "trust")
+            for name, value in {"location": store, "password": PASSWORD, "type": "PKCS12"}.items()
+        }
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number}.properties"
