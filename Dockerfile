@@ -19,6 +19,7 @@ COPY ride_duration ride_duration
 COPY web web
 COPY batch batch
 COPY streaming streaming
+COPY models models
 COPY predict.py gunicorn.conf.py model.bin ./
 # compiled once here, since the user below may not write; 10001 by number, so that a cluster can see it isn't root
 RUN python -m compileall -q ride_duration web batch streaming predict.py

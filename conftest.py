@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,9 @@ from ride_duration.zones import STRAIGHT_MILES
 from training.evaluation import in_range
 from training.fit import Estimator, fit
 from training.records import PREFIXES, Trips, read_trips
+
+if TYPE_CHECKING:
+    from benchmarks.stream.broker import Kafka
 
 PROJECT = Path(__file__).parent
 
@@ -251,3 +254,33 @@ def made_up(rides: int) -> list[tuple[Any, ...]]:
     rows += [rows[rides // 2]] * 3
     rows += [(rows[0][0], 266, 7, 1.0, None), (rows[0][0], 7, None, 1.0, None), (rows[0][0], 7, 7, 200.5, None)]
     return rows
+
+
+StartKafka = Callable[..., "Kafka"]
+
+
+@pytest.fixture
+def kafka(tmp_path: Path) -> Iterator[StartKafka]:
+    """Start a cluster: `kafka(brokers=3)`."""
+    from benchmarks.stream.broker import Kafka  # which imports this
+
+    started: list[Kafka] = []
+
+    def start(**options: Any) -> Kafka:
+        folder = tmp_path / f"kafka-{len(started)}"
+        folder.mkdir()
+        started.append(Kafka(folder, **options))
+        return started[-1]
+
+    yield start
+    for cluster in started:
+        cluster.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.slow)])
+def stream(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty stream."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/rides.db"
+    start: StartKafka = request.getfixturevalue("kafka")
+    return str(start().url)

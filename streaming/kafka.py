@@ -7,6 +7,7 @@ newest names that its partitions have published, and reads them back when it is 
 Any property of librdkafka may be set by an environment variable: `KAFKA_SASL_USERNAME` is `sasl.username`.
 """
 
+import math
 import os
 import threading
 import time
@@ -14,10 +15,10 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import Counter
 
@@ -32,6 +33,8 @@ except ModuleNotFoundError:
 
 from ride_duration.logs import log
 from streaming.messages import DEAD_LETTERS, RIDES, Event, Output, name_of_message
+
+Result = TypeVar("Result")
 
 PARTITIONS = 6
 """Of a topic that is made because it wasn't there: so many workers can share it."""
@@ -103,6 +106,25 @@ def _within(seconds: float, call: Callable[[], None]) -> None:
 
     threading.Thread(target=run, daemon=True).start()
     done.result(seconds)
+
+
+def _insist(call: Callable[[], Result], seconds: float = math.inf) -> Result:
+    """Call again and again, since brokers that die and come back refuse for a while what they will grant.
+
+    Raises
+    ------
+    StreamError
+        If they still refuse after so many seconds.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except ck.KafkaException as error:
+            _complain(error.args[0])
+            if time.monotonic() > end or error.args[0].fatal():
+                raise StreamError(f"the brokers refuse: {error.args[0].str()}; start this again") from None
+        time.sleep(_AGAIN_SECONDS)
 
 
 def ensure_topics(url: str, names: Collection[str]) -> dict[str, int]:
@@ -185,7 +207,7 @@ class KafkaConsumer(KafkaFollower):
         self._next: dict[int, int] = {}
         """Behind the newest event that was read, by partition."""
         with _told(url):
-            self._producer = self._new_producer()
+            self._producer = self._new_producer(_SECONDS)
             self._consumer = self._new_consumer(group, **{"auto.offset.reset": "earliest"})
             self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
 
@@ -257,30 +279,22 @@ class KafkaConsumer(KafkaFollower):
         A new producer of the same name has the broker end the old one's transaction, one way or the other, and keeps out the
         old one, should it wake up. What was published and committed then says which way it went.
         """
-        with _told(self.url):
-            self._producer = self._new_producer()
+        self._producer = self._new_producer()
         self._next.clear()
-        for at in self._committed(sorted(self.partitions())):
+        for at in _insist(partial(self._committed, sorted(self.partitions()))):
             self._remembered[at.partition] = self._read_back(at.partition)
-            try:
-                self._consumer.seek(ck.TopicPartition(self.topic, at.partition, max(at.offset, ck.OFFSET_BEGINNING)))
-            except ck.KafkaException as error:
-                raise StreamError(f"{self.url}: {error.args[0].str()}; start this worker again") from None
+            start = ck.TopicPartition(self.topic, at.partition, max(at.offset, ck.OFFSET_BEGINNING))
+            _insist(partial(self._consumer.seek, start), _SECONDS)
 
     def _committed(self, partitions: Sequence[int]) -> list[ck.TopicPartition]:
-        """What the group has committed, as soon as the brokers can say; `OFFSET_INVALID` where it is nothing."""
-        while partitions:
-            try:
-                found: list[Any] = self._consumer.committed([ck.TopicPartition(self.topic, n) for n in partitions], _SECONDS)
-                if not (errors := [at.error for at in found if at.error]):
-                    return found
-                _complain(errors[0])
-            except ck.KafkaException as error:
-                _complain(error.args[0])
-            time.sleep(_AGAIN_SECONDS)
-        return []
+        """What the group has committed; `OFFSET_INVALID` where it is nothing."""
+        found: list[Any] = self._consumer.committed([ck.TopicPartition(self.topic, n) for n in partitions], _SECONDS)
+        for at in found:
+            if at.error:
+                raise ck.KafkaException(at.error)
+        return found
 
-    def _new_producer(self) -> ck.Producer:
+    def _new_producer(self, seconds: float = math.inf) -> ck.Producer:
         """A producer that the brokers know by this worker's name."""
         producer = ck.Producer(
             settings(self.url)
@@ -294,14 +308,8 @@ class KafkaConsumer(KafkaFollower):
                 "queue.buffering.max.messages": 1_000_000,
             }
         )
-        while True:
-            try:
-                producer.init_transactions(_SECONDS)
-                return producer
-            except ck.KafkaException as error:
-                if not error.args[0].retriable():
-                    raise
-                _complain(error.args[0])
+        _insist(partial(producer.init_transactions, _SECONDS), seconds)
+        return producer
 
     def _assigned(self, _: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
         for at in partitions:
@@ -319,10 +327,10 @@ class KafkaConsumer(KafkaFollower):
         names: OrderedDict[str, None] = OrderedDict()
         if not self.answers:
             return names
-        reader = self._new_consumer(f"{self.group}-none", **{"enable.partition.eof": True})
+        at = ck.TopicPartition(self.answers, partition)
         message: Any
-        try:
-            low, high = reader.get_watermark_offsets(ck.TopicPartition(self.answers, partition), timeout=_SECONDS)
+        with closing(self._new_consumer(f"{self.group}-none", **{"enable.partition.eof": True})) as reader:
+            low, high = _insist(partial(reader.get_watermark_offsets, at, _SECONDS))
             if high > low:
                 reader.assign([ck.TopicPartition(self.answers, partition, max(low, high - 2 * REMEMBERED))])
             end = high <= low
@@ -332,10 +340,6 @@ class KafkaConsumer(KafkaFollower):
                         end = message.error().code() == ck.KafkaError._PARTITION_EOF
                     elif (name := name_of_message(self.answers, message.key(), message.value())).startswith(self.group):
                         names[name] = None
-        except ck.KafkaException as error:
-            raise StreamError(f"{self.url}: {error.args[0].str()}") from None
-        finally:
-            reader.close()
         while len(names) > REMEMBERED:
             names.popitem(last=False)
         return names

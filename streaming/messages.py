@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 
@@ -15,6 +15,8 @@ RIDES, PREDICTIONS, DECISIONS, DEAD_LETTERS = "rides", "predictions", "decisions
 TOPICS = (RIDES, PREDICTIONS, DECISIONS, DEAD_LETTERS)
 DECISION = "decision"
 """The consumer group that decides."""
+
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 MAX_DEAD_BYTES = 500_000
 """A dead letter has the event itself up to so many bytes, and a digest of it beyond: it must fit into any broker's limit."""
@@ -48,6 +50,27 @@ class PredictionEvent(msgspec.Struct):
     version: str
     prediction: Prediction
     ride: msgspec.Raw
+
+
+class Offer(msgspec.Struct, omit_defaults=True):
+    """What a passenger is told; what no model has said is left out."""
+
+    duration: float | None = None
+    """Minutes."""
+    interval: tuple[float, float] | None = None
+    fare: float | None = None
+    """Dollars, as is the tip."""
+    tip: float | None = None
+    versions: dict[Target, str] = {}
+    """Of the models that have said it."""
+
+
+class Decision(msgspec.Struct):
+    """`{"ride_id": 156, "offer": {"duration": 18.2, …}, "missing": ["tip"]}`, a message of `decisions`."""
+
+    ride_id: RideId
+    offer: Offer
+    missing: tuple[Target, ...] = ()
 
 
 class Event(NamedTuple):
@@ -103,6 +126,20 @@ class BadEvent(ValueError):
 def name_of(target: Target) -> str:
     """A model's name in messages, and its consumer group: `ride_duration_prediction_model`."""
     return f"ride_{target}_prediction_model"
+
+
+def target_of(name: str) -> Target:
+    """What the model of that name predicts.
+
+    Raises
+    ------
+    ValueError
+        If it is no model's name.
+    """
+    for target in TARGETS:
+        if name == name_of(target):
+            return target
+    raise ValueError(f"{name[:60]!r} is not a model; they are {', '.join(map(name_of, TARGETS))}")
 
 
 def read_event(value: bytes | None) -> tuple[RideEvent, Ride]:

@@ -6,10 +6,15 @@ from contextlib import closing
 import click
 
 from streaming.engine import TakenOverError, open_consumer
-from streaming.messages import DEAD_LETTERS, RIDES, Output
+from streaming.messages import DEAD_LETTERS, RIDES, Event, Output
 from streaming.worker import stream_option, told
 
 GROUP = "replay"
+
+
+def came_of_rides(letter: Event) -> bool:
+    """A dead letter's key is group:topic:partition:offset."""
+    return (letter.key or b"").split(b":")[1:2] == [RIDES.encode()]
 
 
 @click.command()
@@ -31,12 +36,12 @@ def main(stream: str, idle: float) -> None:
                 events = consumer.read(1, idle)
                 if not events or events[0].at >= began:
                     break
-                kept = [event for event in events if event.value is not None]
+                kept = [event for event in events if event.value is not None and came_of_rides(event)]
                 consumer.commit([Output(RIDES, "", e.value, e.partition, f"{GROUP}:{e.partition}:{e.offset}") for e in kept])
             except TakenOverError:
                 continue
             replayed, lost = replayed + len(kept), lost + len(events) - len(kept)
-    click.echo(f"{replayed:,} events are in {RIDES} again; {lost:,} were null, or too large to be kept")
+    click.echo(f"{replayed:,} events are in {RIDES} again; {lost:,} were null, too large to be kept, or no rides")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ import yaml
 
 import predict
 from batch import score
-from conftest import PROJECT, made_up, typed
+from conftest import PROJECT, free_port, made_up, running, typed
+from streaming import kafka
+from streaming.engine import open_producer
+from streaming.messages import RIDES
 
 FOLDER = PROJECT / "deploy/kubernetes"
 MANIFESTS: dict[str, Any] = {
@@ -163,3 +167,32 @@ def test_what_cron_calls_scores_each_complete_hour_and_nothing_else(tmp_path: Pa
     again = again.replace(".venv/bin/python", sys.executable)
     subprocess.run(["sh", "-ec", again], env=environment, check=True)
     assert "0 intervals, hour by hour" in (tmp_path / "ride-duration-batch.log").read_text()
+
+
+SERVICES = yaml.safe_load((PROJECT / "deploy/streaming/services.yaml").read_text())["items"]
+
+
+def test_the_streams_services_are_what_kubernetes_takes_and_their_commands_run(tmp_path: Path) -> None:
+    newest, names, metrics = kubernetes_validate.latest_version(), set(), ""
+    settings = {"STREAM": f"sqlite:///{tmp_path}/stream.db", "PREDICTIONS": f"sqlite:///{tmp_path}/predictions.db"}
+    with closing(open_producer(settings["STREAM"], RIDES)) as producer:
+        producer.send([("1", b"no ride")])
+    for deployment in SERVICES:
+        kubernetes_validate.validate(deployment, newest, strict=True)
+        pod, name = deployment["spec"]["template"], deployment["metadata"]["name"]
+        labels = {"app.kubernetes.io/name": name}
+        assert pod["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"] == labels
+        assert pod["spec"]["securityContext"]["runAsUser"] == POD["spec"]["securityContext"]["runAsUser"]
+        (container,) = pod["spec"]["containers"]
+        path = container["livenessProbe"]["httpGet"]["path"]
+        with running([sys.executable, *container["command"][1:]], str(free_port()), PROJECT, **settings) as service:
+            assert requests.get(f"{service.url}{path}", timeout=5).ok
+            metrics += requests.get(f"{service.url}/metrics", timeout=5).text
+            service.process.terminate()
+            assert service.process.wait(timeout=pod["spec"]["terminationGracePeriodSeconds"]) == 0
+        names.add(name)
+    assert len(names) == 5
+    alerts = (PROJECT / "deploy/streaming/alerts.yaml").read_text()
+    used = set(re.findall(r"ride_duration_\w+", alerts)) - {"ride_duration_stream_errors_total"}  # Kafka's
+    assert used <= set(re.findall(r"^(ride_duration_\w+)", metrics, re.MULTILINE))
+    assert "ride_duration_stream_errors_total" in Path(kafka.__file__).read_text()

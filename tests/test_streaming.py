@@ -1,17 +1,15 @@
 """The stream door on SQLite, and on Apache Kafka as real processes: no ride lost, none answered twice."""
 
-import os
 import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,104 +18,20 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 import requests
+from streams import Reader, consumer, made_up, publish
 
 import conftest
-from benchmarks.stream.broker import PASSWORD, USER, Kafka
-from conftest import PROJECT, free_port
+from benchmarks.stream.broker import PASSWORD, USER
+from conftest import PROJECT, StartKafka, free_port
 from ride_duration.model_file import load_model
 from ride_duration.ride import check_ride
 from ride_duration.stores import Address
 from ride_duration.stores.databases import Database
 from ride_duration.stores.predictions import DatabasePredictions
-from streaming.engine import StreamError, follow, open_consumer, open_producer
+from streaming.engine import StreamError, open_consumer
 from streaming.messages import DEAD_LETTERS, PREDICTIONS, RIDES, TOPICS, Event, answer, name_of
 
 GROUP = name_of("duration")
-Start = Callable[..., Kafka]
-
-
-@pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[Start]:
-    """Start a cluster: `kafka(brokers=3)`."""
-    started: list[Kafka] = []
-
-    def start(**options: Any) -> Kafka:
-        folder = tmp_path / f"kafka-{len(started)}"
-        folder.mkdir()
-        started.append(Kafka(folder, **options))
-        return started[-1]
-
-    yield start
-    for cluster in started:
-        cluster.close()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.slow)])
-def stream(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty stream."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/rides.db"
-    start: Start = request.getfixturevalue("kafka")
-    return start().url
-
-
-def made_up(rides: int, first: int = 0) -> list[tuple[str, bytes]]:
-    found = []
-    for n in range(first, first + rides):
-        pickup = f"2021-02-{1 + n % 28:02}T{n * 7 % 24:02}:{n % 60:02}:00"
-        zones = {"PULocationID": 1 + n % 263, "DOLocationID": 1 + n * 5 % 263}
-        ride = zones | {"trip_distance": n % 90 / 4, "pickup_datetime": pickup}
-        found.append((str(n), msgspec.json.encode({"ride_id": n, "ride": ride})))
-    return found
-
-
-def publish(url: str, messages: list[tuple[str, bytes]]) -> None:
-    producer = open_producer(url, RIDES)
-    producer.send(messages)
-    producer.close()
-
-
-@contextmanager
-def consumer(url: str, *options: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "streaming.consume", "--stream", url, *options]
-    with tempfile.TemporaryFile("w+") as told:  # a pipe that nobody reads would fill
-        process = subprocess.Popen(
-            command, cwd=PROJECT, stdout=told, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                try:
-                    process.wait(timeout=40)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            told.seek(0)
-            sys.stdout.write(told.read())  # pytest shows it where a test fails
-
-
-class Reader:
-    """All that a topic has had."""
-
-    def __init__(self, url: str, topic: str) -> None:
-        self.follower = follow(url, topic, beginning=True)
-        self.values: list[bytes | None] = []
-
-    def until(self, count: int, seconds: float = 90) -> list[bytes | None]:
-        """When `count` messages are there, and no more come for a while."""
-        end, quiet = time.monotonic() + seconds, time.monotonic()
-        while time.monotonic() < end and not (len(self.values) >= count and time.monotonic() - quiet > 1):
-            if found := self.follower.read(5000, 0.2):
-                quiet = time.monotonic()
-                self.values += [event.value for event in found]
-        assert len(self.values) >= count, f"{len(self.values)} of {count} came within {seconds} s"
-        return self.values
-
-    def close(self) -> None:
-        self.follower.close()
 
 
 def predicted(url: str, count: int, seconds: float = 90) -> list[dict[str, Any]]:
@@ -285,7 +199,7 @@ def test_a_worker_that_stood_still_while_another_took_over_publishes_nothing(str
 
 
 @pytest.mark.slow
-def test_a_broker_that_is_killed_and_comes_back_loses_nothing(kafka: Start) -> None:
+def test_a_broker_that_is_killed_and_comes_back_loses_nothing(kafka: StartKafka) -> None:
     cluster = kafka()
     publish(cluster.url, made_up(20_000))
     with consumer(cluster.url, "--batch", "50"):
@@ -300,7 +214,7 @@ def test_a_broker_that_is_killed_and_comes_back_loses_nothing(kafka: Start) -> N
 
 
 @pytest.mark.slow
-def test_three_brokers_killed_in_turn_lose_nothing(kafka: Start) -> None:
+def test_three_brokers_killed_in_turn_lose_nothing(kafka: StartKafka) -> None:
     cluster = kafka(brokers=3)
     publish(cluster.url, made_up(10_000))
     with consumer(cluster.url, "--batch", "50"):
@@ -315,7 +229,7 @@ def test_three_brokers_killed_in_turn_lose_nothing(kafka: Start) -> None:
 
 @pytest.mark.slow
 def test_sasl_is_passed_on_and_its_secret_is_seen_nowhere(
-    kafka: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kafka: StartKafka, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = kafka(sasl=True)
     monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_PLAINTEXT")
@@ -336,7 +250,7 @@ def test_sasl_is_passed_on_and_its_secret_is_seen_nowhere(
 
 @pytest.mark.slow
 def test_tls_is_passed_on_and_a_broker_that_is_not_trusted_is_told(
-    kafka: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kafka: StartKafka, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SSL")
     cluster = kafka(tls=True)
