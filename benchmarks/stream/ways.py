@@ -57,8 +57,8 @@ def plain(servers: str) -> None:
             count = 0
 
 
-def faststream(servers: str) -> None:
-    """A subscriber that is a publisher, as its documentation begins, acknowledged when it has been handled."""
+def faststream(servers: str, policy: str = "ACK_FIRST") -> None:
+    """A subscriber that is a publisher, as its documentation begins; offsets are committed before rides are answered."""
     from faststream import AckPolicy, FastStream
     from faststream.confluent import KafkaBroker
 
@@ -68,8 +68,13 @@ def faststream(servers: str) -> None:
         return answered(event)
 
     handle = broker.publisher("predictions")(handle)
-    broker.subscriber("rides", group_id=GROUP, auto_offset_reset="earliest", ack_policy=AckPolicy.NACK_ON_ERROR)(handle)
+    broker.subscriber("rides", group_id=GROUP, auto_offset_reset="earliest", ack_policy=AckPolicy[policy])(handle)
     asyncio.run(FastStream(broker, logger=None).run())
+
+
+def faststream_acknowledged(servers: str) -> None:
+    """The same, committed after each ride."""
+    faststream(servers, "NACK_ON_ERROR")
 
 
 def quixstreams(servers: str, guarantee: str = "at-least-once") -> None:
@@ -95,4 +100,6 @@ def quixstreams_exactly(servers: str) -> None:
 
 
 if __name__ == "__main__":
-    {way.__name__: way for way in (plain, faststream, quixstreams, quixstreams_exactly)}[sys.argv[1]](sys.argv[2])
+    {way.__name__: way for way in (plain, faststream, faststream_acknowledged, quixstreams, quixstreams_exactly)}[sys.argv[1]](
+        sys.argv[2]
+    )
