@@ -13,12 +13,12 @@ installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 DEVELOPMENT := packages train report client batch dashboard stream dev-packages
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve batch-demo test test-slow browser postgresql spark kafka train models lint lock image clean
+.PHONY: help venv serve batch-demo stream-demo test test-slow browser postgresql spark kafka train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving needs, and CATEGORIES="train client" beside it
 
@@ -27,6 +27,9 @@ serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CO
 
 batch-demo: $(call installed,packages batch dashboard) ## make a rides database, score it by the day, show the dashboard on port 8050
 	$(BIN)/python -m batch.demo
+
+stream-demo: $(call installed,packages batch stream) ## send rides through the stream, from asking to the offer, and tell what became of them
+	$(BIN)/python -m streaming.demo
 
 test: $(call installed,$(DEVELOPMENT)) ## run the tests
 	$(BIN)/pytest -m 'not slow' -n auto --maxprocesses 4

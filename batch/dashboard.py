@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 import click
-from gunicorn.app.base import BaseApplication
+
+from ride_duration.serving import serve
 
 try:
     import plotly.graph_objects as go
@@ -356,30 +357,6 @@ def _short(time: str) -> str:
     return time.replace("T", " ").removesuffix(":00").removesuffix(" 00:00")
 
 
-class _Server(BaseApplication):  # type: ignore[misc]
-    """gunicorn on the app, whatever configuration file is about."""
-
-    def __init__(self, app: Dash, port: int, host: str) -> None:
-        self.app, self.port, self.host = app, port, host
-        super().__init__()
-
-    def load_config(self) -> None:
-        """Settings of our own."""
-        for name, value in {
-            "bind": f"{self.host}:{self.port}",
-            "workers": 2,
-            "threads": 4,
-            "timeout": 120,
-            "graceful_timeout": 5,
-            "control_socket_disable": True,
-        }.items():
-            self.cfg.set(name, value)
-
-    def load(self) -> Any:
-        """The WSGI application."""
-        return self.app.server
-
-
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--predictions",
@@ -397,7 +374,7 @@ def main(predictions: str, port: int, host: str) -> None:
     except StoreError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} shows {shown(predictions)}")
-    _Server(app, port, host).run()
+    serve(lambda: app.server, host, port, workers=2, threads=4)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`make batch-demo`: a rides database, scored by day, and the dashboard over the predictions."""
 
-import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -9,34 +8,18 @@ import click
 import numpy as np
 
 from batch import dashboard, score
-from ride_duration.zones import LAST_ZONE, ROAD_FACTOR, STRAIGHT_MILES
+from ride_duration.made_up import Ride, made_up
+from ride_duration.stores import Address, StoreError, shown
+from ride_duration.stores.databases import Database
 
 try:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 except ModuleNotFoundError as error:
     sys.exit(f"batch.demo needs {error.name}: run `make batch-demo`")
 
 FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01"]
 RIDES = 20_000
-
-Ride = tuple[str, str, int, int, float]
-
-
-def made_up(rides: int) -> list[Ride]:
-    """Rides of February 2021: more by day than by night, slower in rush hours; a few that can't be scored."""
-    chance = np.random.default_rng(1)
-    by_hour = 1 + np.sin((np.arange(24) - 9) / 24 * 2 * np.pi)
-    hours = np.sort(chance.integers(0, 28, rides) * 24 + chance.choice(24, rides, p=by_hour / by_hour.sum()))
-    pickup = np.datetime64("2021-02-01", "s") + (hours * 3600 + chance.integers(0, 3600, rides)).astype("timedelta64[s]")
-    zones = chance.integers(1, LAST_ZONE + 1, (2, rides))
-    zones[1] = np.where(chance.random(rides) < 0.6, np.clip(zones[0] + chance.integers(-3, 4, rides), 1, LAST_ZONE), zones[1])
-    miles = STRAIGHT_MILES[zones[0], zones[1]] * ROAD_FACTOR * chance.normal(1, 0.1, rides).clip(0.7)
-    rush = np.isin(hours % 24, [8, 9, 16, 17, 18])
-    minutes = (3 + miles * np.where(rush, 4.2, 3.2)) * chance.lognormal(0, 0.25, rides)
-    zones[1, :: rides // 7] = LAST_ZONE + 1
-    dropoff = pickup + (minutes * 60).astype("timedelta64[s]")
-    times = (np.datetime_as_string(column).tolist() for column in (pickup, dropoff))
-    return list(zip(*times, *zones.tolist(), miles.round(2).tolist(), strict=True))
 
 
 def recorded(file: Path) -> list[Ride]:
@@ -48,27 +31,48 @@ def recorded(file: Path) -> list[Ride]:
     return list(zip(*times, *(table[name].to_pylist() for name in columns[2:]), strict=True))
 
 
+def write(url: str, rides: list[Ride]) -> int:
+    """Make the table `rides` of a database, unless it has rides already, and tell how many it has."""
+    types = {"pickup_datetime": "timestamp", "dropoff_datetime": "timestamp"}
+    types |= {"PULocationID": "integer", "DOLocationID": "integer", "trip_distance": "double precision"}
+    with closing(Database(Address.of(url), create=True)) as database:
+        with database.transaction():
+            database.run(f"create table if not exists rides ({', '.join(f'{name} {type_}' for name, type_ in types.items())})")
+            database.run("create index if not exists rides_by_pickup on rides (pickup_datetime)")
+            (row,) = database.rows("select count(*) as rides from rides")
+            if not row["rides"]:
+                columns = [pa.array(column) for column in zip(*rides, strict=True)]
+                columns[:2] = [column.cast(pa.timestamp("s")) for column in columns[:2]]
+                database.insert("rides", pa.table(columns, names=[name.lower() for name in types]))
+        return row["rides"] or len(rides)
+
+
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--records", type=click.Path(path_type=Path, exists=True), help="TLC's records of February 2021. Without: made up."
 )
 @click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where the two databases go.")
 @click.option("--port", type=int, default=8050, envvar="PORT", help="Port of the dashboard.")
-def main(records: Path | None, folder: Path, port: int) -> None:
+@click.option("--rides", metavar="URL", help="Another rides database, which is not made anew.")
+@click.option("--only-rides", is_flag=True, help="Make the rides database, and no more.")
+def main(records: Path | None, folder: Path, port: int, rides: str | None, only_rides: bool) -> None:
     """Make a rides database, score it by the day, fill in how long rides took, and show the predictions."""
     found = Path("data/green_tripdata_2021-02.parquet")
     records = records or (found if found.exists() else None)
-    rides = recorded(records) if records else made_up(RIDES)
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.db*"):
-        old.unlink()
-    with closing(sqlite3.connect(folder / "rides.db")) as database, database:
-        names = "pickup_datetime, dropoff_datetime, PULocationID, DOLocationID, trip_distance"
-        database.execute(f"create table rides ({names})")
-        database.executemany("insert into rides values (?, ?, ?, ?, ?)", rides)
-        database.execute("create index rides_by_pickup on rides (pickup_datetime)")
-    click.echo(f"{folder}/rides.db: {len(rides):,} rides, {records or 'made up'}\n")
-    urls = ["--rides", f"sqlite:///{folder}/rides.db", "--predictions", f"sqlite:///{folder}/predictions.db"]
+    if not rides:
+        folder.mkdir(exist_ok=True)
+        for name in ("rides", "predictions"):
+            for old in folder.glob(f"{name}.db*"):
+                old.unlink()
+        rides = f"sqlite:///{folder}/rides.db"
+    try:
+        count = write(rides, recorded(records) if records else made_up(RIDES))
+    except StoreError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{shown(rides)}: {count:,} rides, {records or 'made up'}\n")
+    if only_rides:
+        return
+    urls = ["--rides", rides, "--predictions", f"sqlite:///{folder}/predictions.db"]
     for options in (FEBRUARY, [*FEBRUARY, "--actuals"]):
         click.echo(f"python -m batch.score {' '.join([*urls, *options])}")
         score.main([*urls, *options], standalone_mode=False)

@@ -164,8 +164,11 @@ class KafkaFollower:
         partitions = ensure_topics(url, [topic])[topic]
         with _told(url):
             self._consumer = self._new_consumer("none")
-            offset = ck.OFFSET_BEGINNING if beginning else ck.OFFSET_END
-            self._consumer.assign([ck.TopicPartition(topic, number, offset) for number in range(partitions)])
+            starts = [ck.TopicPartition(topic, number, ck.OFFSET_BEGINNING) for number in range(partitions)]
+            if not beginning:  # asked for here, not OFFSET_END, which is looked up when what comes next may have come
+                for start in starts:
+                    start.offset = self._consumer.get_watermark_offsets(start, _SECONDS)[1]
+            self._consumer.assign(starts)
 
     def read(self, limit: int, seconds: float) -> list[Event]:
         """The next events."""

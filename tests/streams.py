@@ -13,7 +13,9 @@ import msgspec
 
 from conftest import PROJECT
 from streaming.engine import follow, open_producer
-from streaming.messages import RIDES
+from streaming.messages import RIDES, TARGETS
+
+MODELS = {target: str(PROJECT / ("model.bin" if target == "duration" else f"models/{target}.bin")) for target in TARGETS}
 
 
 def made_up(rides: int, first: int = 0) -> list[tuple[str, bytes]]:

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 import requests
-from streams import Reader, consumer, made_up, publish, service
+from streams import MODELS, Reader, consumer, made_up, publish, service
 
-from conftest import PROJECT, free_port
+from conftest import free_port
 from ride_duration.model_file import load_model
 from ride_duration.ride import Target, check_ride
 from streaming.decide import Decider
@@ -20,14 +20,11 @@ from streaming.messages import (
     DECISION,
     DECISIONS,
     PREDICTIONS,
-    TARGETS,
     Event,
     Prediction,
     PredictionEvent,
     name_of,
 )
-
-MODELS = {target: str(PROJECT / ("model.bin" if target == "duration" else f"models/{target}.bin")) for target in TARGETS}
 
 
 def predicted(ride: int, target: Target, offset: int, at: float, partition: int = 0) -> Event:

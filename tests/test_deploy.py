@@ -5,27 +5,34 @@ import json
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import click
 import kubernetes_validate
+import msgspec
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
+from adbc_driver_postgresql import dbapi
+from streams import Reader
 
 import predict
 from batch import score
-from conftest import PROJECT, free_port, made_up, running, typed
+from conftest import PROJECT, StartKafka, free_port, made_up, running, typed
+from ride_duration.stores import Address
+from ride_duration.stores.databases import Database
 from streaming import kafka
 from streaming.engine import open_producer
-from streaming.messages import RIDES
+from streaming.messages import DECISIONS, RIDES, Decision
 
 FOLDER = PROJECT / "deploy/kubernetes"
 MANIFESTS: dict[str, Any] = {
@@ -196,3 +203,80 @@ def test_the_streams_services_are_what_kubernetes_takes_and_their_commands_run(t
     used = set(re.findall(r"ride_duration_\w+", alerts)) - {"ride_duration_stream_errors_total"}  # Kafka's
     assert used <= set(re.findall(r"^(ride_duration_\w+)", metrics, re.MULTILINE))
     assert "ride_duration_stream_errors_total" in Path(kafka.__file__).read_text()
+
+
+COMPOSE = yaml.safe_load((PROJECT / "compose.yaml").read_text())
+OTHERS = {"kafka", "postgres"}
+"""Official images, whose commands are their own; the tests' Kafka and PostgreSQL stand in for them."""
+
+
+def test_compose_names_what_exists() -> None:
+    services = COMPOSE["services"]
+    assert {name for name, service in services.items() if service["image"] != "ride-duration:all"} == OTHERS
+    assert {needed for service in services.values() for needed in service.get("depends_on", {})} <= services.keys()
+    (built,) = (service["build"] for service in services.values() if "build" in service)
+    categories = set(built["args"]["CATEGORIES"].split())
+    assert categories <= set(re.findall(r"^\[(\w+)\]", (PROJECT / "Pipfile").read_text(), re.MULTILINE))
+    published = {port for service in services.values() for port in service.get("ports", [])}
+    assert published == {"9696:9696", "8060:8060", "8050:8050"}
+
+
+@pytest.mark.slow
+def test_composes_commands_do_their_work_together(kafka: StartKafka, postgresql: str, service: str, tmp_path: Path) -> None:
+    cluster = kafka()
+    with dbapi.connect(postgresql, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("create database compose")
+    database = f"{postgresql.rpartition('/')[0]}/compose"
+    here = {
+        "kafka://kafka:9092": cluster.url,
+        "postgresql://rides:rides@postgres/rides": database,
+        "http://web:9696": service,
+        "0.0.0.0": "127.0.0.1",
+    }
+
+    def local(text: str) -> str:
+        for there, value in here.items():
+            text = text.replace(there, value)
+        return text
+
+    def told(name: str) -> tuple[list[str], dict[str, str], str]:
+        wanted = COMPOSE["services"][name]
+        environment = {key: local(value) for key, value in wanted["environment"].items()}
+        command, port = [local(part) for part in wanted["command"]], str(free_port())
+        if "--port" in command:
+            command[command.index("--port") + 1] = port
+        if command[0] == "python":
+            command[0] = sys.executable
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return command, environment | {"PORT": port}, port
+
+    def run(name: str) -> None:
+        command, environment, _ = told(name)
+        subprocess.run(command, cwd=PROJECT, env=os.environ | environment, check=True, timeout=120, capture_output=True)
+
+    run("rides")
+    run("rides")  # which changes nothing
+    with ExitStack() as stack:
+        for name in ("duration", "fare", "tip", "decision", "sink", "backend", "dashboard"):
+            command, environment, port = told(name)
+            environment.pop("PORT")
+            stack.enter_context(running(command, port, PROJECT, **environment))
+        for name in ("producer", "batch"):  # the one takes a quarter of an hour, the other never ends
+            command, environment, _ = told(name)
+            process = subprocess.Popen(command, cwd=PROJECT, env=os.environ | environment, start_new_session=True)
+            stack.callback(process.wait)
+            stack.callback(os.killpg, process.pid, signal.SIGTERM)
+        with closing(Reader(cluster.url, DECISIONS)) as reader:
+            decided = [msgspec.json.decode(value or b"", type=Decision) for value in reader.until(50)]
+        assert not [decision for decision in decided if decision.missing]
+        with closing(Database(Address.of(database))) as predictions:
+            end = time.monotonic() + 120
+            counted = (
+                "select (select count(*) from rides) as rides, (select count(*) from rejects) as rejects, count(*) as all_, "
+            )
+            counted += "count(distinct ride_id) as ids, count(actual_duration) as actual from predictions"
+            while (row := predictions.rows(counted)[0])["actual"] < 0.9 * row["rides"]:
+                assert time.monotonic() < end, row
+                time.sleep(0.5)
+        # rides that came by stream and by batch have one row
+        assert row["all_"] == row["ids"] == row["rides"] - row["rejects"]

@@ -110,6 +110,7 @@ def test_what_is_not_run_is_what_needs_more_than_this_machine_has() -> None:
         "<!-- needs oha -->": ".venv/bin/python -m benchmarks.web",
         "<!-- needs minutes -->": ".venv/bin/python -m benchmarks.batch",
         "<!-- needs Java and minutes -->": ("make spark", "PATH="),
+        "<!-- needs minutes and Kafka -->": ("make kafka", ".venv/bin/python -m benchmarks.stream"),
     }
     assert {needs.strip() for needs, _, _ in BLOCKS if needs} == programs.keys()
     for needs, _, block in BLOCKS:

@@ -7,6 +7,7 @@ comes again, and all but `quixstreams_exactly` may answer twice what they answer
 import asyncio
 import json
 import sys
+import tempfile
 from typing import Any
 
 from ride_duration.model_file import load_model
@@ -87,6 +88,7 @@ def quixstreams(servers: str, guarantee: str = "at-least-once") -> None:
         auto_offset_reset="earliest",
         processing_guarantee=guarantee,
         loglevel="ERROR",
+        state_dir=tempfile.mkdtemp(),
         commit_every=500,
     )
     frame = app.dataframe(app.topic("rides", value_deserializer="json")).apply(answered)

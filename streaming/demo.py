@@ -1,0 +1,181 @@
+"""`make stream-demo`: web service, three models, decisions, sink and backend at work on one stream, for half a minute."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+
+import click
+import msgspec
+import requests
+from tqdm import tqdm
+
+from ride_duration.made_up import made_up
+from ride_duration.ride import EXAMPLE
+from streaming.engine import follow, open_producer
+from streaming.messages import DEAD_LETTERS, DECISIONS, PREDICTIONS, RIDES, TARGETS, Decision, Event, PredictionEvent, name_of
+from streaming.worker import told
+
+PATIENCE = 60.0
+"""Seconds for a service to begin, and for the last decision to come."""
+
+QUIET = 7.0
+
+
+@contextmanager
+def running(name: str, command: list[str], folder: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A service, its output in the folder; ended when the demonstration is."""
+    with (folder / f"{name}.log").open("w") as log:
+        # a group of its own: Ctrl-C is the demonstration's, which ends them in order
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=log, stderr=log, env=os.environ | environment, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port(wanted: int) -> int:
+    """The port that is wanted, or another where it is taken."""
+    for port in (wanted, 0):
+        with suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise click.ClickException("no port is free")
+
+
+def until_ready(name: str, url: str, process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait for a service."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(requests.RequestException):
+            if requests.get(f"{url}/readyz", timeout=2).ok:
+                return
+        time.sleep(0.1)
+    raise click.ClickException(f"{name} does not answer; {folder}/{name}.log says why")
+
+
+def send(stream: str, name: str, rides: int, rate: float) -> None:
+    """Publish rides, so many a second; a few can't be scored."""
+    began = time.monotonic()
+    with closing(open_producer(stream, RIDES)) as producer, tqdm(total=rides, unit="ride", disable=None) as progress:
+        for number, (pickup, _, start, end, miles) in enumerate(made_up(rides)):
+            ride = {"PULocationID": start, "DOLocationID": end, "trip_distance": miles, "pickup_datetime": pickup}
+            ride_id = f"{name}-{number}"
+            producer.send([(ride_id, msgspec.json.encode({"ride_id": ride_id, "ride": ride}))])
+            progress.update()
+            time.sleep(max(0.0, began + number / rate - time.monotonic()))
+
+
+def until_quiet(backend: str) -> None:
+    """Until the backend has seen nothing new for some seconds, longer than a decision waits for a missing model."""
+    before, changed, end = None, time.monotonic(), time.monotonic() + PATIENCE
+    while time.monotonic() < min(changed + QUIET, end):
+        counts = requests.get(f"{backend}/live", timeout=5).json()["counts"]
+        if counts != before:
+            before, changed = counts, time.monotonic()
+        time.sleep(0.2)
+
+
+def all_of(stream: str, topic: str) -> list[Event]:
+    """A topic from its beginning."""
+    found: list[Event] = []
+    with closing(follow(stream, topic, beginning=True)) as reader:
+        while events := reader.read(5000, 2):
+            found += events
+    return found
+
+
+def summary(stream: str, name: str, predictions: Path) -> str:
+    """What became of the rides of that name."""
+    prefix = f"{name}-".encode()
+    asked = {event.key: event.at for event in all_of(stream, RIDES) if (event.key or b"").startswith(prefix)}
+    lines = [f"{len(asked):6,} rides published"]
+    models = Counter(
+        msgspec.json.decode(event.value or b"", type=PredictionEvent).model
+        for event in all_of(stream, PREDICTIONS)
+        if event.key in asked
+    )
+    lines += [f"{models[name_of(target)]:6,} predictions of {target}" for target in TARGETS]
+    decided = [event for event in all_of(stream, DECISIONS) if event.key in asked]
+    decisions = [msgspec.json.decode(event.value or b"", type=Decision) for event in decided]
+    incomplete = sum(bool(decision.missing) for decision in decisions)
+    lines.append(
+        f"{len(decisions):6,} decisions, of {len({event.key for event in decided}):,} rides; {incomplete:,} incomplete"
+    )
+    refused = {event.value for event in all_of(stream, DEAD_LETTERS) if prefix in (event.value or b"")}
+    lines.append(f"{len(refused):6,} rides in {DEAD_LETTERS}, which the contract refuses")
+    with closing(sqlite3.connect(predictions)) as database:
+        (rows,) = database.execute("select count(*) from predictions where ride_id like ?", [f"{name}-%"]).fetchone()
+    lines.append(f"{rows:6,} rows in {predictions}")
+    waited = sorted(1000 * (event.at - asked[event.key]) for event in decided)
+    p50, p99 = (waited[int(len(waited) * part)] for part in (0.5, 0.99))
+    lines.append(f"from ride to decision: {p50:.0f} ms (p50), {p99:.0f} ms (p99)")
+    each = len({event.key for event in decided})
+    whole = len(asked) == len(decisions) + len(refused) and rows == len(decisions) == each
+    lines.append("none lost, none twice" if whole else "SOMETHING IS MISSING, or was not there in time; the logs say more")
+    return "\n".join(lines)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--stream", metavar="URL", help="Another stream than a new SQLite file in the folder.")
+@click.option("--rides", default=3000, help="How many.")
+@click.option("--rate", default=150.0, help="Rides a second.")
+@click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where databases and logs go.")
+@click.option("--stay", is_flag=True, help="Go on after the summary, until Ctrl-C.")
+def main(stream: str | None, rides: int, rate: float, folder: Path, stay: bool) -> None:
+    """Start every part of the stream, send rides through, and tell what became of them."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("stream*.db*"):
+        old.unlink()
+    stream = stream or f"sqlite:///{folder}/stream.db"
+    predictions, run = folder / "stream-predictions.db", f"demo-{int(time.time())}"
+    web, page = free_port(9696), free_port(8060)
+    services = {
+        "web": (["gunicorn", "predict:app"], web),
+        "duration": (["streaming.consume"], 0),
+        "fare": (["streaming.consume", "--model", "models/fare.bin"], 0),
+        "tip": (["streaming.consume", "--model", "models/tip.bin"], 0),
+        "decision": (["streaming.decide"], 0),
+        "sink": (["streaming.sink", "--predictions", f"sqlite:///{predictions}"], 0),
+        "backend": (["streaming.backend", "--service", f"http://127.0.0.1:{web}"], page),
+    }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: everything is ended
+    with told("demo"), ExitStack() as stack, suppress(KeyboardInterrupt):
+        for name, (command, port) in services.items():
+            port = port or free_port(0)
+            environment = {"STREAM": stream, "PORT": str(port), "MODEL": "model.bin", "WEB_CONCURRENCY": "1"}
+            process = stack.enter_context(running(name, command, folder, **environment))
+            until_ready(name, f"http://127.0.0.1:{port}", process, folder)
+            click.echo(f"{name:9} {' '.join(command)}")
+        click.echo(f"\nhttp://127.0.0.1:{page} shows it live\n")
+        backend = f"http://127.0.0.1:{page}"
+        send(stream, run, rides, rate)
+        asked = requests.post(f"{backend}/rides", json=EXAMPLE, timeout=10).json()
+        click.echo(f"\nPOST {backend}/rides\n{msgspec.json.encode(asked).decode()}\n")
+        offered = requests.get(f"{backend}/rides/{asked['ride_id']}?wait=20", timeout=30).json()
+        click.echo(f"GET {backend}/rides/{asked['ride_id']}\n{msgspec.json.encode(offered.get('decision')).decode()}\n")
+        until_quiet(backend)
+        click.echo(summary(stream, run, predictions))
+        if stay:
+            click.echo("\nCtrl-C ends it.")
+            signal.pause()
+    click.echo("all services have ended")
+
+
+if __name__ == "__main__":
+    main()
