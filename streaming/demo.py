@@ -1,4 +1,4 @@
-"""`make stream-demo`: web service, three models, decisions, sink and backend at work on one stream, for half a minute."""
+"""`make stream-demo`: web service, three models, decisions, sink and backend at work on one stream, for some seconds."""
 
 import os
 import signal
@@ -133,8 +133,8 @@ def summary(stream: str, name: str, predictions: Path) -> str:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--stream", metavar="URL", help="Another stream than a new SQLite file in the folder.")
-@click.option("--rides", default=3000, help="How many.")
-@click.option("--rate", default=150.0, help="Rides a second.")
+@click.option("--rides", default=2000, help="How many.")
+@click.option("--rate", default=200.0, help="Rides a second.")
 @click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where databases and logs go.")
 @click.option("--stay", is_flag=True, help="Go on after the summary, until Ctrl-C.")
 def main(stream: str | None, rides: int, rate: float, folder: Path, stay: bool) -> None:

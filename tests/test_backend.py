@@ -113,7 +113,8 @@ def test_the_page_shows_a_ride_on_its_way(all_of_it: tuple[str, str], browser: B
         expect(page.locator("#told")).to_contain_text("Offer after ")
         expect(page.locator("#told")).to_contain_text("fare $")
         expect(page.locator("#newest tr").first).to_contain_text("JFK Airport")
-        before = int(page.inner_text("#decisions strong").replace(",", ""))
+        expect(page.locator("#newest")).not_to_contain_text("…")
+        before = int(page.inner_text("#rides strong").replace(",", ""))
         publish(stream, made_up(200, first=1000))
         for stage in ("rides", "duration", "fare", "tip", "decisions"):
             expect(page.locator(f"#{stage} strong")).to_have_text(f"{before + 200:,}")
@@ -129,13 +130,6 @@ def test_the_page_shows_a_ride_on_its_way(all_of_it: tuple[str, str], browser: B
 
 
 DEMO = [sys.executable, "-m", "streaming.demo", "--rides", "400", "--rate", "200", "--folder"]
-
-
-def test_the_demonstration_ends_by_itself_with_nothing_lost(tmp_path: Path) -> None:
-    run = subprocess.run([*DEMO, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, timeout=150)
-    assert run.returncode == 0, run.stderr
-    assert "none lost, none twice" in run.stdout, run.stdout
-    assert "all services have ended" in run.stdout
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])

@@ -90,6 +90,7 @@ def test_every_command_runs_as_written(clone: tuple[Path, dict[str, str]]) -> No
                 assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
                 outputs.append(run.stdout)
     assert '"field":"PULocationID"' in "".join(outputs)
+    assert "none lost, none twice" in "".join(outputs)
     assert "durations" in "".join(outputs)
     assert (folder / "durations.csv").read_text().count("\n") == 3
 
