@@ -15,9 +15,9 @@ import click
 from tqdm import tqdm
 
 from benchmarks.batch.rides import make
+from benchmarks.peers import install, python_of
 
 PROJECT = Path(__file__).parents[2]
-PEERS = PROJECT / ".peers" / "batch"
 REQUIREMENTS = ("duckdb", "msgspec", "pandas", "polars", "pyarrow", "scikit-learn", "tzdata")
 COURSE_ROWS = 2_000_000
 """The course's way holds a dict a ride: with more rides it would not fit."""
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 def way(name: str, folder: Path, *options: str) -> Cost:
     """Run one of `ways`, in a process of its own; a library that ours doesn't have is in a venv of its own."""
-    python = PEERS / "bin" / "python" if name in ("pandas", "polars", "duckdb", "course") else Path(sys.executable)
+    python = python_of("batch") if name in ("pandas", "polars", "duckdb", "course") else Path(sys.executable)
     run = subprocess.run(
         [python, "-m", "benchmarks.batch.ways", name, folder, *options],
         cwd=PROJECT,
@@ -59,16 +59,6 @@ def job(folder: Path, source: str, target: str) -> Cost:
         return way("job", folder, *urls, *FEBRUARY, "--model", "model.bin")
 
 
-def install() -> None:
-    """The peers' venv, unless it is there with the same requirements."""
-    stamp = PEERS / "requirements"
-    if stamp.exists() and stamp.read_text() == "\n".join(REQUIREMENTS):
-        return
-    subprocess.run([sys.executable, "-m", "venv", "--clear", PEERS], check=True, capture_output=True)
-    subprocess.run([PEERS / "bin" / "pip", "install", "--quiet", *REQUIREMENTS], check=True, capture_output=True)
-    stamp.write_text("\n".join(REQUIREMENTS))
-
-
 @click.command(context_settings={"show_default": True})
 @click.option("--rides", "sizes", multiple=True, type=int, default=(1_000_000, 10_000_000), help="How many; may be repeated.")
 @click.option("--rounds", default=3, help="The median of so many is shown.")
@@ -76,7 +66,7 @@ def install() -> None:
 @click.option("--keep/--no-keep", default=True, help="Keep the rides that were made (1.1 GB for ten million).")
 def main(sizes: tuple[int, ...], rounds: int, data: Path, keep: bool) -> None:
     """Compare ways to score rides, and the whole job with a mere copy of its rides."""
-    install()
+    install("batch", REQUIREMENTS)
     click.echo(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     for rows in sizes:
         folder = PROJECT / ".peers" / "batch-rides" / str(rows)

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from benchmarks.peers import install, python_of
 from benchmarks.stream.broker import Kafka
 from streaming.engine import follow, open_consumer, open_producer
 from streaming.messages import PREDICTIONS, RIDES, PredictionEvent
 
 PROJECT = Path(__file__).parents[2]
-PEERS = PROJECT / ".peers" / "stream"
 REQUIREMENTS = ("faststream[confluent]", "msgspec", "numpy", "quixstreams")
 WAYS = (
     "ours on SQLite",
@@ -75,7 +75,7 @@ class Running:
         self.url = url
         command: list[str | Path] = [sys.executable, "-m", "streaming.consume", "--stream", url]
         if not way.startswith("ours"):
-            command = [PEERS / "bin" / "python", "-m", "benchmarks.stream.ways", way, url.removeprefix("kafka://")]
+            command = [python_of("stream"), "-m", "benchmarks.stream.ways", way, url.removeprefix("kafka://")]
         with (PROJECT / ".peers" / "stream.log").open("w") as told:
             self.process = subprocess.Popen(command, cwd=PROJECT, stdout=told, stderr=told)
         self.reader = follow(url, PREDICTIONS, beginning=True)
@@ -151,16 +151,6 @@ def measured(way: str, url: str, data: Path, count: int, rate: int, seconds: int
         return Cost(count / cpu, p50, p99, running.peak())
 
 
-def install() -> None:
-    """The peers' venv, unless it is there with the same requirements."""
-    stamp = PEERS / "requirements"
-    if stamp.exists() and stamp.read_text() == "\n".join(REQUIREMENTS):
-        return
-    subprocess.run([sys.executable, "-m", "venv", "--clear", PEERS], check=True, capture_output=True)
-    subprocess.run([PEERS / "bin" / "pip", "install", "--quiet", *REQUIREMENTS], check=True, capture_output=True)
-    stamp.write_text("\n".join(REQUIREMENTS))
-
-
 @click.command(context_settings={"show_default": True})
 @click.option("--events", "count", default=50_000, help="For events a CPU-second.")
 @click.option("--rate", default=100, help="Rides a second, for the latency.")
@@ -170,7 +160,7 @@ def install() -> None:
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="Only these.")
 def main(count: int, rate: int, seconds: int, rounds: int, data: Path, ways: tuple[str, ...]) -> None:
     """Compare consumers that answer the same rides with the same model, each on a new broker, or file."""
-    install()
+    install("stream", REQUIREMENTS)
     click.echo(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     click.echo(f"{count:,} real rides at once, then {rate} a second for {seconds} s; the median of {rounds} rounds\n")
     costs: dict[str, list[Cost]] = {way: [] for way in ways}

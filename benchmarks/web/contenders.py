@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from benchmarks import peers
 from ride_duration.ride import EXAMPLE
 
 PROJECT = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ class Contender(NamedTuple):
     @property
     def folder(self) -> Path:
         """Where it runs, and its venv is."""
-        return PROJECT / ".peers" / self.peer if self.peer else PROJECT
+        return peers.FOLDER / self.peer if self.peer else PROJECT
 
     def environment(self, port: int) -> Mapping[str, str]:
         """One worker, the same model and our scorer for all; no word to their makers about the use."""
@@ -87,17 +88,13 @@ class Contender(NamedTuple):
         subprocess.CalledProcessError
             If that fails.
         """
-        done = self.folder / "requirements.txt"
-        wanted = "\n".join((*self.requirements, self.prepare))
-        if not self.peer or (done.exists() and done.read_text() == wanted):
-            return
-        subprocess.run([sys.executable, "-m", "venv", "--clear", self.folder], check=True, capture_output=True)
-        pip = [str(self.folder / "bin" / "pip"), "install", "--quiet", *self.requirements]
-        subprocess.run(pip, check=True, capture_output=True, text=True)
+        if self.peer:
+            peers.install(self.peer, self.requirements, self._prepare)
+
+    def _prepare(self) -> None:
         if self.prepare:
             environment = os.environ | dict(self.environment(0))
             subprocess.run(self.prepare.split(), cwd=self.folder, env=environment, check=True, capture_output=True, text=True)
-        done.write_text(wanted)
 
     def versions(self) -> str:
         """Names and versions of what it is made of."""
