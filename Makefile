@@ -34,7 +34,7 @@ stream-demo: $(call installed,packages batch stream) ## send rides through the s
 test: $(call installed,$(DEVELOPMENT)) ## run the tests
 	$(BIN)/pytest -m 'not slow' -n auto --maxprocesses 4
 
-test-slow: $(call installed,$(DEVELOPMENT)) ## run the tests that take minutes: fuzzing, memory, deploys under load
+test-slow: $(call installed,$(DEVELOPMENT)) ## run the tests that take minutes: Kafka, PostgreSQL, Spark, kills, fuzzing, memory, deploys under load
 	$(BIN)/pytest -m slow
 
 browser: $(call installed,$(DEVELOPMENT)) ## install Chromium, which the tests of the page drive

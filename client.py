@@ -1,8 +1,8 @@
-"""A client of the ride duration service: a class to import, and a command. It needs requests and this file alone.
+"""A client of the ride duration service: a class to import, and a command. It needs this file, requests, click and tqdm.
 
 >>> client = RideDurationClient("http://localhost:9696")  # doctest: +SKIP
 >>> client.predict({"PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66}).duration  # doctest: +SKIP
-16.17
+16.961661472176946
 """
 
 import csv
@@ -24,6 +24,8 @@ try:
     from tqdm import tqdm
     from urllib3.util import Retry
 except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
     sys.exit(f"client.py needs {error.name}: run `make venv CATEGORIES=client`, then .venv/bin/python client.py")
 
 RIDE_FIELDS = ("PULocationID", "DOLocationID", "trip_distance", "pickup_datetime", "ride_id")

@@ -269,7 +269,10 @@ def kafka(tmp_path: Path) -> Iterator[StartKafka]:
     def start(**options: Any) -> Kafka:
         folder = tmp_path / f"kafka-{len(started)}"
         folder.mkdir()
-        started.append(Kafka(folder, **options))
+        try:
+            started.append(Kafka(folder, **options))
+        except FileNotFoundError:
+            missing("Apache Kafka", "make kafka")
         return started[-1]
 
     yield start

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlencode
 
 import click
 
+from ride_duration.logs import shown
 from ride_duration.serving import serve
 
 try:
@@ -21,7 +22,7 @@ try:
 
     from batch import summary
     from batch.summary import Row, Scope, errors, total
-    from ride_duration.stores import Address, StoreError, shown
+    from ride_duration.stores import Address, StoreError
     from ride_duration.stores.databases import Database
 except ModuleNotFoundError as error:
     sys.exit(
@@ -49,7 +50,7 @@ def create_app(predictions: str) -> Dash:
     app = Dash("batch.dashboard", title="Ride Duration: predictions", assets_folder=str(Path(__file__).parent / "assets"))
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     for path in ("/healthz", "/readyz"):
-        app.server.get(path, endpoint=path)(lambda: {"status": "ok"})
+        app.server.get(path, endpoint=path)(lambda: {"status": "alive"})
     app.layout = html.Main(
         [
             dcc.Location(id="url", refresh=False),
@@ -268,7 +269,9 @@ def drift(database: Database, scope: Scope, versions: Sequence[str], by: dict[st
     version = scope.version or versions[0]
     found = summary.drift(database, scope, version, by)
     if found is None:
-        return panel("Drift", html.P(f"{version} does not tell what it was trained on: `train.py` writes it into model.bin."))
+        return panel(
+            "Drift", html.P(f"{version} does not tell what it was trained on: `batch.score` with such a model writes it here.")
+        )
     parts = []
     for one in found:
         figure = go.Figure()

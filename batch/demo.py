@@ -8,8 +8,9 @@ import click
 import numpy as np
 
 from batch import dashboard, score
-from ride_duration.made_up import Ride, made_up
-from ride_duration.stores import Address, StoreError, shown
+from ride_duration.logs import shown
+from ride_duration.made_up import MadeUp, made_up
+from ride_duration.stores import Address, StoreError
 from ride_duration.stores.databases import Database
 
 try:
@@ -22,7 +23,7 @@ FEBRUARY = ["--from", "2021-02-01", "--to", "2021-03-01"]
 RIDES = 20_000
 
 
-def recorded(file: Path) -> list[Ride]:
+def recorded(file: Path) -> list[MadeUp]:
     """The rides of a month's TLC records."""
     table = pq.read_table(file)
     prefix = "lpep" if "lpep_pickup_datetime" in table.column_names else "tpep"
@@ -31,7 +32,7 @@ def recorded(file: Path) -> list[Ride]:
     return list(zip(*times, *(table[name].to_pylist() for name in columns[2:]), strict=True))
 
 
-def write(url: str, rides: list[Ride]) -> int:
+def write(url: str, rides: list[MadeUp]) -> int:
     """Make the table `rides` of a database, unless it has rides already, and tell how many it has."""
     types = {"pickup_datetime": "timestamp", "dropoff_datetime": "timestamp"}
     types |= {"PULocationID": "integer", "DOLocationID": "integer", "trip_distance": "double precision"}
@@ -53,7 +54,7 @@ def write(url: str, rides: list[Ride]) -> int:
 )
 @click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where the two databases go.")
 @click.option("--port", type=int, default=8050, envvar="PORT", help="Port of the dashboard.")
-@click.option("--rides", metavar="URL", help="Another rides database, which is not made anew.")
+@click.option("--rides", metavar="URL", envvar="RIDES", help="Another rides database, which is not made anew.")
 @click.option("--only-rides", is_flag=True, help="Make the rides database, and no more.")
 def main(records: Path | None, folder: Path, port: int, rides: str | None, only_rides: bool) -> None:
     """Make a rides database, score it by the day, fill in how long rides took, and show the predictions."""

@@ -62,13 +62,16 @@ class Errors(NamedTuple):
 def known(database: Database) -> Known:
     """The days and versions that there are predictions of."""
     (span,) = database.rows("select cast(min(hour) as text) as first, cast(max(hour) as text) as last from hourly")
-    versions = database.rows("select model_version, max(finished_at) as at from runs group by 1 order by 2 desc")
+    # the stream's sink writes predictions without a run
+    seen = "select model_version, finished_at as at from runs union all select distinct model_version, null from hourly"
+    versions = database.rows(f"select model_version, max(at) as at from ({seen}) as seen group by 1")
+    versions.sort(key=lambda row: str(row["at"] or ""), reverse=True)
     first, last = (datetime.fromisoformat(time).date() if time else None for time in (span["first"], span["last"]))
     return Known(first, last, [row["model_version"] for row in versions])
 
 
 def sums(database: Database, scope: Scope, by: str) -> list[Row]:
-    """The sums of `databases.SUMS` by `day`, `hour` (of the day), `borough` or `miles`, and by version; as `key`, in order."""
+    """`stores.predictions.SUMS` by `day`, `hour` (of the day), `borough` or `miles`, and by version; as `key`, in order."""
     sqlite = database.sqlite
     expression = {
         "day": "substr(hour, 1, 10)" if sqlite else "to_char(hour, 'YYYY-MM-DD')",

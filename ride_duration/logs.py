@@ -1,6 +1,7 @@
 """The log: lines of JSON on standard output."""
 
 import logging
+import re
 import sys
 import time
 import traceback
@@ -42,3 +43,9 @@ def write_request(fields: dict[str, Any]) -> None:
 
 def _line(seconds: float, level: str, message: str, fields: dict[str, Any]) -> bytes:
     return _encode({"time": datetime.fromtimestamp(seconds, UTC), "level": level, "message": message, **fields})
+
+
+def shown(url: str) -> str:
+    """A URL without its password, wherever that is."""
+    url = re.sub(r"(//[^/:@]*):[^@/]*@", r"\1:…@", url)
+    return re.sub(r"(?i)((?:password|secret_key|session_token|access_token)=)[^&\s]*", r"\1…", url)

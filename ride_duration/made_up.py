@@ -4,11 +4,11 @@ import numpy as np
 
 from ride_duration.zones import LAST_ZONE, ROAD_FACTOR, STRAIGHT_MILES
 
-Ride = tuple[str, str, int, int, float]
+MadeUp = tuple[str, str, int, int, float]
 """Pickup, dropoff, PULocationID, DOLocationID, trip_distance."""
 
 
-def made_up(rides: int) -> list[Ride]:
+def made_up(rides: int) -> list[MadeUp]:
     """Rides of February 2021: more by day than by night, slower in rush hours; a few that can't be scored."""
     chance = np.random.default_rng(1)
     by_hour = 1 + np.sin((np.arange(24) - 9) / 24 * 2 * np.pi)

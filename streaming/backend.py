@@ -17,8 +17,8 @@ from flask import Flask, Response, render_template, request
 
 try:
     from client import RefusedError, RideDurationClient, UnavailableError
-except SystemExit:
-    sys.exit("streaming.backend needs requests: run `make venv CATEGORIES=stream`")
+except ModuleNotFoundError as error:
+    sys.exit(f"streaming.backend needs {error.name}: run `make venv CATEGORIES=stream`")
 
 from ride_duration import logs
 from ride_duration.logs import log
@@ -26,7 +26,7 @@ from ride_duration.ride import EXAMPLE, InvalidRide, NotJSON, decode_rides
 from ride_duration.serving import serve
 from ride_duration.zones import ZONES
 from streaming.engine import Producer, StreamError, follow, open_producer
-from streaming.messages import DECISIONS, PREDICTIONS, RIDES, TARGETS, Decision, Event, PredictionEvent, RideEvent, target_of
+from streaming.messages import DECISIONS, PREDICTIONS, RIDES, TARGETS, Decision, Event, RideEvent, read_prediction
 from streaming.worker import stream_option, told
 
 KEPT = 10_000
@@ -99,11 +99,10 @@ class Board:
             self.counts[RIDES] += 1
             self._course(asked.ride_id, event.at).ride = asked.ride
         elif topic == PREDICTIONS:
-            came = msgspec.json.decode(value, type=PredictionEvent)
-            target = target_of(came.model)
+            target, came = read_prediction(event.value)
             self.counts[target] += 1
-            minutes = getattr(came.prediction, f"ride_{target}")
-            self._course(came.prediction.ride_id, event.at).predictions[target] = minutes
+            if (found := came.prediction.value(target)) is not None:
+                self._course(came.prediction.ride_id, event.at).predictions[target] = found
         else:
             decision = msgspec.json.decode(value, type=Decision)
             self.counts[DECISIONS] += 1
@@ -212,13 +211,13 @@ def create_app(stream: str, service: str) -> Flask:
 
     @app.get("/healthz")
     def healthz() -> Response:
-        return answer({"status": "ok"})
+        return answer({"status": "alive"})
 
     @app.get("/readyz")
     def readyz() -> Response:
         if missing := sorted(backend.not_read):
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the stream is not read: {', '.join(missing)}")
-        return answer({"status": "ok"})
+        return answer({"status": "alive"})
 
     @app.get("/")
     def page() -> str:

@@ -18,7 +18,8 @@ from streaming.engine import open_consumer
 from streaming.messages import PREDICTIONS, RIDES, Event, answer, name_of
 from streaming.worker import Step, Worker, port_option, service, stream_option
 
-MODEL = Gauge("ride_duration_stream_model_info", "1 for the model that predicts.", ["version"])
+MODEL = Gauge("ride_duration_stream_model_info", "1 for the model that predicts.", ["target", "version"])
+REFUSED = Gauge("ride_duration_stream_model_refused", "1 while the newest model file is refused and an older one predicts.")
 
 EXIT_MODEL = 4
 
@@ -45,7 +46,8 @@ def main(stream: str, path: str, batch: int, port: int) -> None:
     def predict(events: Sequence[Event]) -> Step:
         model = models.current.model
         MODEL.clear()
-        MODEL.labels(model.version).set(1)
+        MODEL.labels(model.target, model.version).set(1)
+        REFUSED.set(models.refused is not None)
         return Step(answer(model, events, group))
 
     with service("consume"), closing(open_consumer(stream, RIDES, group, PREDICTIONS)) as consumer:

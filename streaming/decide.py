@@ -11,6 +11,7 @@ from contextlib import closing
 
 import click
 import msgspec
+from prometheus_client import Gauge
 
 from ride_duration.logs import log
 from ride_duration.ride import Target
@@ -20,20 +21,22 @@ from streaming.messages import (
     DECISIONS,
     PREDICTIONS,
     TARGETS,
+    BadEvent,
     Decision,
     Event,
     Offer,
     Output,
     PredictionEvent,
     dead_letter,
-    target_of,
+    read_prediction,
 )
 from streaming.worker import Step, Worker, port_option, service, stream_option
 
 REMEMBERED = 100_000
 """Decided rides whose later predictions are known to be late; the stream itself remembers what was decided."""
 
-_decode = msgspec.json.Decoder(PredictionEvent).decode
+OPEN = Gauge("ride_duration_stream_open_rides", "Rides that wait for a model's prediction.")
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -75,10 +78,9 @@ class Decider:
             partition = self._partitions.setdefault(event.partition, _Partition())
             partition.time, partition.read_at = max(partition.time, event.at), now
             try:
-                came = _decode(event.value or b"null")
-                target = target_of(came.model)
-            except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-                outputs.append(dead_letter(event, f"it is no prediction: {error}", DECISION))
+                target, came = read_prediction(event.value)
+            except BadEvent as error:
+                outputs.append(dead_letter(event, str(error), DECISION))
                 continue
             key = str(came.prediction.ride_id)
             if target not in self.targets:
@@ -121,7 +123,7 @@ class Decider:
         self._decided[key] = None
         offer = Offer(versions={target: event.version for target, event in came.items()})
         for target, event in came.items():
-            setattr(offer, target, getattr(event.prediction, f"ride_{target}"))
+            setattr(offer, target, event.prediction.value(target))
         if "duration" in came:
             offer.interval = came["duration"].prediction.interval
         ride_id = next(iter(came.values())).prediction.ride_id
@@ -151,7 +153,9 @@ def main(stream: str, targets: tuple[Target, ...], window: float, idle: float, b
     with service("decide"), closing(open_consumer(stream, PREDICTIONS, DECISION, DECISIONS)) as consumer:
 
         def step(events: Sequence[Event]) -> Step:
-            return decider.step(events, consumer.partitions(), time.monotonic())
+            found = decider.step(events, consumer.partitions(), time.monotonic())
+            OPEN.set(decider.open)
+            return found
 
         log.info("deciding", extra={"fields": {"targets": list(targets)}})
         Worker(consumer, step, "decided", batch, decider.forget).run(port)

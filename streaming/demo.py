@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ride_duration.made_up import made_up
 from ride_duration.ride import EXAMPLE
 from streaming.engine import follow, open_producer
-from streaming.messages import DEAD_LETTERS, DECISIONS, PREDICTIONS, RIDES, TARGETS, Decision, Event, PredictionEvent, name_of
+from streaming.messages import DEAD_LETTERS, DECISIONS, PREDICTIONS, RIDES, TARGETS, Decision, Event, read_prediction
 from streaming.worker import told
 
 PATIENCE = 60.0
@@ -105,12 +105,8 @@ def summary(stream: str, name: str, predictions: Path) -> str:
     prefix = f"{name}-".encode()
     asked = {event.key: event.at for event in all_of(stream, RIDES) if (event.key or b"").startswith(prefix)}
     lines = [f"{len(asked):6,} rides published"]
-    models = Counter(
-        msgspec.json.decode(event.value or b"", type=PredictionEvent).model
-        for event in all_of(stream, PREDICTIONS)
-        if event.key in asked
-    )
-    lines += [f"{models[name_of(target)]:6,} predictions of {target}" for target in TARGETS]
+    models = Counter(read_prediction(event.value)[0] for event in all_of(stream, PREDICTIONS) if event.key in asked)
+    lines += [f"{models[target]:6,} predictions of {target}" for target in TARGETS]
     decided = [event for event in all_of(stream, DECISIONS) if event.key in asked]
     decisions = [msgspec.json.decode(event.value or b"", type=Decision) for event in decided]
     incomplete = sum(bool(decision.missing) for decision in decisions)
@@ -133,7 +129,7 @@ def summary(stream: str, name: str, predictions: Path) -> str:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--stream", metavar="URL", help="Another stream than a new SQLite file in the folder.")
-@click.option("--rides", default=2000, help="How many.")
+@click.option("--count", "rides", default=2000, help="How many.")
 @click.option("--rate", default=200.0, help="Rides a second.")
 @click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where databases and logs go.")
 @click.option("--stay", is_flag=True, help="Go on after the summary, until Ctrl-C.")

@@ -1,10 +1,10 @@
 """What a stream engine must do: read a batch, publish its answers together with the position, and no more."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from ride_duration.logs import shown
 from streaming.messages import Event, Output
 
 
@@ -82,7 +82,9 @@ _FORMS = "sqlite:///FILE.db or kafka://HOST:PORT"
 def _scheme(url: str) -> str:
     scheme = url.partition("://")[0]
     if scheme not in ("sqlite", "kafka") or not url.partition("://")[2].strip("/"):
-        raise StreamError(f"{re.sub(r'//[^/@]*@', '//…@', url)!r} is not a stream: give {_FORMS}")
+        raise StreamError(f"{shown(url)!r} is not a stream: give {_FORMS}")
+    if scheme == "kafka" and "@" in url:
+        raise StreamError(f"{shown(url)} names a user: give KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD in the environment")
     return scheme
 
 

@@ -182,8 +182,9 @@ class KafkaFollower:
             if message.error():
                 _complain(message.error())
                 continue
-            at = message.timestamp()[1] / 1000
-            events.append(Event(self.topic, message.partition(), message.offset(), message.value(), message.key(), at))
+            at, found = message.timestamp()[1] / 1000, message.headers()
+            headers = {name: (value or b"").decode(errors="replace") for name, value in found} if found else {}
+            events.append(Event(self.topic, message.partition(), message.offset(), message.value(), message.key(), at, headers))
         return events
 
     def close(self) -> None:

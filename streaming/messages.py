@@ -1,9 +1,9 @@
 """The messages, the MLOps course's, and what a consumer answers to a batch of them: plain functions of a model and bytes."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -41,6 +41,11 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     """Dollars, as is the tip."""
     ride_tip: float | None = None
     interval: tuple[float, float] | None = None
+
+    def value(self, target: Target) -> float | None:
+        """Of a target."""
+        found: float | None = getattr(self, f"ride_{target}")
+        return found
 
 
 class PredictionEvent(msgspec.Struct):
@@ -83,6 +88,7 @@ class Event(NamedTuple):
     key: bytes | None = None
     at: float = 0.0
     """When it was published, seconds since the epoch."""
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class Output(NamedTuple):
@@ -100,7 +106,10 @@ class Output(NamedTuple):
 
 _decode = msgspec.json.Decoder(RideEvent).decode
 _decode_ride = msgspec.json.Decoder(Ride).decode
+_decode_prediction = msgspec.json.Decoder(PredictionEvent).decode
 _encode = msgspec.json.Encoder().encode
+
+Message = TypeVar("Message")
 
 
 class _Named(msgspec.Struct):
@@ -133,48 +142,67 @@ def target_of(name: str) -> Target:
 
     Raises
     ------
-    ValueError
+    BadEvent
         If it is no model's name.
     """
     for target in TARGETS:
         if name == name_of(target):
             return target
-    raise ValueError(f"{name[:60]!r} is not a model; they are {', '.join(map(name_of, TARGETS))}")
+    raise BadEvent(f"{name[:60]!r} is not a model; they are {', '.join(map(name_of, TARGETS))}")
 
 
-def read_event(value: bytes | None) -> tuple[RideEvent, Ride]:
-    """An event and its ride.
+def read_ride(value: bytes) -> Ride:
+    """The ride of an event.
 
     Raises
     ------
     BadEvent
-        With the reason, in the words of every door where it is the ride's.
+        With every reason, in the words of every door.
     """
-    if value is None:
-        raise BadEvent("the message is null; a ride event is wanted")
     try:
-        event = _decode(value)
-        ride = _decode_ride(event.ride)
+        return _decode_ride(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        event, ride = _read_slowly(value)
-    return event, ride
-
-
-def _read_slowly(value: bytes) -> tuple[RideEvent, Ride]:
-    """Once more, for every reason or for what only looks wrong."""
+        pass  # once more, for every reason or for what only looks wrong
+    ride = _read(msgspec.json.decode, value, "a ride is wanted")
     try:
-        event = _decode(value)
-        ride = msgspec.json.decode(event.ride)
-    except msgspec.ValidationError as error:
-        raise BadEvent(f'{error}; a ride event is {{"ride_id": 156, "ride": {{…}}}}') from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadEvent(f"it is not JSON: {error}") from None
-    try:
-        return event, check_ride(ride)
+        return check_ride(ride)
     except InvalidRide as error:
         raise BadEvent(
             "; ".join(f"ride.{e.field} {e.detail}" if e.field else f"ride {e.detail}" for e in error.errors)
         ) from None
+
+
+def read_event(value: bytes | None) -> tuple[RideEvent, Ride]:
+    """A message of `rides`, and its ride.
+
+    Raises
+    ------
+    BadEvent
+    """
+    event = _read(_decode, value, 'a ride event is {"ride_id": 156, "ride": {…}}')
+    return event, read_ride(event.ride)
+
+
+def read_prediction(value: bytes | None) -> tuple[Target, PredictionEvent]:
+    """A message of `predictions`, and what it predicts.
+
+    Raises
+    ------
+    BadEvent
+    """
+    event = _read(_decode_prediction, value, 'a prediction is {"model": …, "version": …, "prediction": {…}, "ride": {…}}')
+    return target_of(event.model), event
+
+
+def _read(decode: Callable[[bytes], Message], value: bytes | None, wanted: str) -> Message:
+    if value is None:
+        raise BadEvent(f"the message is null; {wanted}")
+    try:
+        return decode(value)
+    except msgspec.ValidationError as error:
+        raise BadEvent(f"{error}; {wanted}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadEvent(f"it is not JSON: {error}") from None
 
 
 def answer(model: LinearModel, events: Sequence[Event], group: str) -> list[Output]:

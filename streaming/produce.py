@@ -15,7 +15,7 @@ import msgspec
 try:
     from tqdm import tqdm
 
-    from ride_duration.stores import MISSING, NUMBERS, StoreError, of_seconds, open_rides, shown
+    from ride_duration.stores import MISSING, NUMBERS, StoreError, of_seconds, open_rides
     from ride_duration.stores.ids import Ids
     from ride_duration.stores.options import column_option
 except ModuleNotFoundError as error:
@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
         f"streaming.produce needs {error.name}: run `make venv CATEGORIES=stream`, then .venv/bin/python -m streaming.produce"
     )
 
+from ride_duration.logs import shown
 from streaming.engine import StreamError, open_producer
 from streaming.messages import RIDES
 from streaming.worker import EXIT_STREAM, stream_option
@@ -84,7 +85,7 @@ def messages_of(url: str, mapping: Mapping[str, str]) -> Iterator[tuple[str, byt
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("rides", nargs=-1, required=True)
+@click.argument("rides", nargs=-1, required=True, envvar="RIDES")
 @stream_option
 @column_option
 @click.option("--rate", type=click.FloatRange(min=0.1), help="Rides a second; as fast as they are acknowledged without it.")
@@ -93,7 +94,7 @@ def main(rides: tuple[str, ...], stream: str, mapping: dict[str, str], rate: flo
     """Publish RIDES: JSON lines of rides or of ride events (FILE.jsonl), or what `batch.score` reads: TLC's Parquet, a file, a
     folder, s3:// or gs://; or a database, sqlite:///FILE.db or postgresql://USER@HOST/DATABASE, #TABLE names its table.
 
-    Exit codes: 0 done, 2 wrong options or rides, 3 the stream can't be used.
+    Exit codes: 0 done, 2 wrong options, 3 the stream or the rides can't be used.
     """
     messages = islice(chain.from_iterable(messages_of(url, mapping) for url in rides), limit)
     began, sent = time.monotonic(), 0
@@ -106,7 +107,7 @@ def main(rides: tuple[str, ...], stream: str, mapping: dict[str, str], rate: flo
                     time.sleep(max(0.0, began + sent / rate - time.monotonic()))
     except (RecordsError, StreamError) as error:
         click.echo(f"streaming.produce: {error} ({sent:,} rides were published before)", err=True)
-        sys.exit(EXIT_STREAM if isinstance(error, StreamError) else 2)
+        sys.exit(EXIT_STREAM)
     click.echo(f"{sent:,} rides published in {time.monotonic() - began:.1f} s")
 
 

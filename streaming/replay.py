@@ -6,15 +6,10 @@ from contextlib import closing
 import click
 
 from streaming.engine import TakenOverError, open_consumer
-from streaming.messages import DEAD_LETTERS, RIDES, Event, Output
+from streaming.messages import DEAD_LETTERS, RIDES, Output
 from streaming.worker import stream_option, told
 
 GROUP = "replay"
-
-
-def came_of_rides(letter: Event) -> bool:
-    """A dead letter's key is group:topic:partition:offset."""
-    return (letter.key or b"").split(b":")[1:2] == [RIDES.encode()]
 
 
 @click.command()
@@ -36,7 +31,7 @@ def main(stream: str, idle: float) -> None:
                 events = consumer.read(1, idle)
                 if not events or events[0].at >= began:
                     break
-                kept = [event for event in events if event.value is not None and came_of_rides(event)]
+                kept = [event for event in events if event.value is not None and event.headers.get("topic") == RIDES]
                 consumer.commit([Output(RIDES, "", e.value, e.partition, f"{GROUP}:{e.partition}:{e.offset}") for e in kept])
             except TakenOverError:
                 continue

@@ -11,41 +11,37 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import click
-import msgspec
 
 try:
     import pyarrow as pa
 
-    from ride_duration.stores import TABLES, Address, StoreError, now, shown
+    from ride_duration.stores import TABLES, Address, StoreError, now
     from ride_duration.stores.databases import Database
     from ride_duration.stores.predictions import DatabasePredictions
 except ModuleNotFoundError as error:
     sys.exit(f'streaming.sink needs {error.name}: run `make venv CATEGORIES="stream batch"`')
 
-from ride_duration.logs import log
-from ride_duration.ride import Ride
+from ride_duration.logs import log, shown
 from streaming.engine import open_consumer
-from streaming.messages import PREDICTIONS, Event, PredictionEvent, name_of
+from streaming.messages import PREDICTIONS, BadEvent, Event, Output, dead_letter, read_prediction, read_ride
 from streaming.worker import Step, Worker, port_option, service, stream_option
 
 GROUP = "sink"
-_decode = msgspec.json.Decoder(PredictionEvent).decode
-_decode_ride = msgspec.json.Decoder(Ride).decode
 
 
-def rows_of(events: Sequence[Event]) -> pa.Table:
-    """The durations among predictions, as the table `predictions`; others are of no interest, and what is none is told."""
+def rows_of(events: Sequence[Event]) -> tuple[pa.Table, list[Output]]:
+    """The durations among predictions, as the table `predictions`, and dead letters of what is none; others don't matter."""
     scored_at = now()
     rows: list[dict[str, Any]] = []
+    dead = []
     for event in events:
         try:
-            message = _decode(event.value or b"null")
-            ride = _decode_ride(message.ride)
-        except msgspec.DecodeError as error:
-            place = {"topic": event.topic, "partition": event.partition, "offset": event.offset}
-            log.error("a message is no prediction", extra={"fields": place | {"reason": str(error)}})
+            target, message = read_prediction(event.value)
+            ride = read_ride(message.ride)
+        except BadEvent as error:
+            dead.append(dead_letter(event, str(error), GROUP))
             continue
-        if message.model == name_of("duration"):
+        if target == "duration":
             low, high = message.prediction.interval or (None, None)
             rows.append(
                 {
@@ -61,7 +57,7 @@ def rows_of(events: Sequence[Event]) -> pa.Table:
                     "scored_at": scored_at,
                 }
             )
-    return pa.Table.from_pylist(rows, schema=TABLES["predictions"])
+    return pa.Table.from_pylist(rows, schema=TABLES["predictions"]), dead
 
 
 @click.command(context_settings={"show_default": True})
@@ -84,13 +80,13 @@ def main(stream: str, predictions: str, batch: int, port: int) -> None:
         ):
 
             def write(events: Sequence[Event]) -> Step:
-                rows = rows_of(events)
+                rows, dead = rows_of(events)
                 if len(rows):
                     times = [time for time in rows["pickup_datetime"].to_pylist() if time]
                     first, last = min(times, default=datetime.min), max(times, default=datetime.min)
                     with target.adding(first, last + timedelta(seconds=1)) as adding:
                         adding.add(rows, TABLES["rejects"].empty_table())
-                return Step(outcomes={"written": len(rows), "no_duration": len(events) - len(rows)})
+                return Step(dead, outcomes={"written": len(rows), "no_duration": len(events) - len(rows) - len(dead)})
 
             log.info("writing predictions", extra={"fields": {"to": shown(predictions)}})
             Worker(consumer, write, "published", batch).run(port)

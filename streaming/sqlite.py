@@ -84,7 +84,10 @@ class SqliteFollower:
         end = time.monotonic() + seconds
         while not (found := self._found(limit)) and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
-        events = [Event(self.topic, 0, position, value, (key or "").encode(), at) for position, key, value, at in found]
+        events = [
+            Event(self.topic, 0, position, value, (key or "").encode(), at, msgspec.json.decode(headers) if headers else {})
+            for position, key, value, at, headers in found
+        ]
         if events:
             self._next = events[-1].offset
         return events
@@ -96,7 +99,8 @@ class SqliteFollower:
     def _found(self, limit: int) -> list[Any]:
         with self.file.told():
             return self.file.connection.execute(
-                "select position, key, value, at from messages where topic = ? and position > ? order by position limit ?",
+                "select position, key, value, at, headers from messages "
+                "where topic = ? and position > ? order by position limit ?",
                 (self.topic, self._next, limit),
             ).fetchall()
 

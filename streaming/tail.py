@@ -1,5 +1,6 @@
 """Print a stream: `python -m streaming.tail --stream sqlite:///rides.db predictions`."""
 
+import json
 import sys
 import time
 from contextlib import suppress
@@ -17,12 +18,13 @@ from streaming.worker import stream_option, told
 @click.option("--from-beginning", is_flag=True, help="What is there already too.")
 @click.option("--idle", type=float, default=None, metavar="SECONDS", help="End when nothing has come for so long.")
 def main(topic: str, stream: str, from_beginning: bool, idle: float | None) -> None:
-    """Print the messages of TOPIC, a line each, until interrupted."""
+    """Print the messages of TOPIC, a line each, until interrupted; dead letters with the error that made them so."""
     with told("tail"), suppress(KeyboardInterrupt, BrokenPipeError):
         reader, at = follow(stream, topic, from_beginning), time.monotonic()
         while idle is None or time.monotonic() - at < idle:
             for event in reader.read(1000, 0.2):
-                sys.stdout.write((event.value or b"null").decode(errors="replace") + "\n")
+                value = (event.value or b"null").decode(errors="replace")
+                sys.stdout.write((json.dumps({**event.headers, "value": value}) if event.headers else value) + "\n")
                 at = time.monotonic()
             sys.stdout.flush()
 

@@ -105,7 +105,7 @@ class Worker:
             found = environ["PATH_INFO"] in ("/healthz", "/readyz")
             status = HTTPStatus.NOT_FOUND if not found else HTTPStatus.SERVICE_UNAVAILABLE if stalled else HTTPStatus.OK
             start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
-            return [b'{"status":"%s"}\n' % (b"ok" if status == HTTPStatus.OK else status.phrase.lower().encode())]
+            return [b'{"status":"%s"}\n' % (b"alive" if status == HTTPStatus.OK else status.phrase.lower().encode())]
 
         class Quiet(WSGIRequestHandler):
             def log_message(self, *_: Any) -> None:

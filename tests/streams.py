@@ -28,8 +28,8 @@ def made_up(rides: int, first: int = 0) -> list[tuple[str, bytes]]:
     return found
 
 
-def publish(url: str, messages: list[tuple[str, bytes]]) -> None:
-    producer = open_producer(url, RIDES)
+def publish(url: str, messages: list[tuple[str, bytes]], topic: str = RIDES) -> None:
+    producer = open_producer(url, topic)
     producer.send(messages)
     producer.close()
 

@@ -129,7 +129,7 @@ def test_the_page_shows_a_ride_on_its_way(all_of_it: tuple[str, str], browser: B
     assert [text for text in wrong if "422" not in text] == []  # the browser notes what is refused
 
 
-DEMO = [sys.executable, "-m", "streaming.demo", "--rides", "400", "--rate", "200", "--folder"]
+DEMO = [sys.executable, "-m", "streaming.demo", "--count", "400", "--rate", "200", "--folder"]
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])

@@ -23,7 +23,8 @@ from pyarrow import fs
 
 from batch.score import intervals, main
 from conftest import COLUMN_TYPES, FEBRUARY, PROJECT, Rows, free_port, made_up, typed
-from ride_duration.stores import TABLES, Address, StoreError, databases, of_seconds, open_predictions, open_rides, shown
+from ride_duration.logs import shown
+from ride_duration.stores import TABLES, Address, StoreError, databases, of_seconds, open_predictions, open_rides
 from ride_duration.stores.databases import Database
 from ride_duration.stores.files import FilePredictions
 

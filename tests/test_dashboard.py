@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +13,8 @@ import requests
 from axe_playwright_python.sync_playwright import Axe
 from click.testing import CliRunner
 from playwright.sync_api import Browser, Page, expect
+from streams import consumer, publish, service
+from streams import made_up as rides_of_the_stream
 
 from batch import summary
 from batch.dashboard import scope_of, search_of
@@ -19,7 +22,7 @@ from batch.score import main
 from batch.summary import Scope
 from conftest import FEBRUARY, PROJECT, free_port, made_up, typed
 from conftest import running as running_process
-from ride_duration.stores import Address
+from ride_duration.stores import Address, StoreError
 from ride_duration.stores.databases import Database
 
 
@@ -39,7 +42,7 @@ def predictions(tmp_path_factory: pytest.TempPathFactory) -> str:
 def dashboard(predictions: str) -> Iterator[str]:
     command = [sys.executable, "-m", "batch.dashboard", "--predictions", predictions]
     with running_process(command, str(free_port())) as service:
-        assert requests.get(f"{service.url}/healthz", timeout=5).json() == {"status": "ok"}
+        assert requests.get(f"{service.url}/healthz", timeout=5).json() == {"status": "alive"}
         yield service.url
 
 
@@ -61,6 +64,26 @@ def page(browser: Browser) -> Iterator[Page]:
         yield page
         assert not complaints
         assert not [url for url in elsewhere if not url.startswith(("data:", "blob:"))]
+
+
+def test_it_shows_what_only_the_streams_sink_has_written(tmp_path: Path, page: Page) -> None:
+    stream, predictions = f"sqlite:///{tmp_path}/stream.db", f"sqlite:///{tmp_path}/predictions.db"
+    publish(stream, rides_of_the_stream(300))
+    with (
+        consumer(stream),
+        service("sink", stream, "--predictions", predictions),
+        closing(Database(Address.of(predictions), create=True)) as database,
+    ):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with suppress(StoreError):
+                if database.rows("select count(*) as n from predictions")[0]["n"] == 300:
+                    break
+            time.sleep(0.2)
+    with dashboard(predictions) as url:
+        page.goto(url)
+        expect(page.locator(".headline")).to_contain_text("300")
+        expect(page.get_by_role("heading", name="Drift", exact=True)).to_be_visible()
 
 
 def test_it_shows_rides_errors_drift_rejects_and_runs(running: str, page: Page) -> None:

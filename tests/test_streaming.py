@@ -115,7 +115,7 @@ def test_a_ride_that_comes_again_is_answered_once_and_counted(stream: str) -> No
             ):
                 assert time.monotonic() < end, counts
                 time.sleep(0.2)
-            assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "ok"}
+            assert requests.get(f"{url}/healthz", timeout=5).json() == {"status": "alive"}
             each_once(stream, 100)
 
 
@@ -298,6 +298,18 @@ def test_kafkas_plumbing_on_librdkafkas_mock_cluster(mock_kafka: str) -> None:
         assert reader.until(1) == [b"not JSON"]
 
 
+def test_tail_says_why_a_ride_is_a_dead_letter(tmp_path: Path) -> None:
+    stream = f"sqlite:///{tmp_path}/s.db"
+    publish(stream, [("1", POISON["ride must be a ride object"])])
+    with consumer(stream), closing(Reader(stream, DEAD_LETTERS)) as reader:
+        reader.until(1)
+    command = [sys.executable, "-m", "streaming.tail", "--stream", stream, "--from-beginning", "--idle", "1", DEAD_LETTERS]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    letter = msgspec.json.decode(run.stdout)
+    assert "ride must be a ride object" in letter["error"]
+    assert (letter["topic"], letter["offset"], letter["value"]) == (RIDES, "1", '{"ride_id": 7, "ride": null}')
+
+
 def test_dead_letters_are_replayed_once(stream: str) -> None:
     publish(stream, [("1", b"not JSON"), *made_up(10)])
     with consumer(stream):
@@ -317,10 +329,16 @@ def test_the_sink_fills_the_batch_doors_database_exactly_once(
     predictions = f"sqlite:///{tmp_path}/predictions.db"
     if store == "postgresql":
         predictions = request.getfixturevalue("postgresql")
-    publish(stream, made_up(5_000))
+    # every spelling that the contract takes is as good a ride as any
+    zones = b'"PULocationID": 130.0, "DOLocationID": 205'
+    odd = b'{"ride_id": 4998, "ride": {%s, "trip_distance": 3, "pickup_datetime": "2021-02-01T17:30"}}' % zones
+    bare = b'{"ride_id": "4999", "ride": {%s, "trip_distance": null}}' % zones
+    publish(stream, [*made_up(4_998), ("4998", odd), ("4999", bare)])
+    poison = [b"\xff", b"[" * 100_000, b'{"model": "taxi"}', b'{"ride_id": 1}']
+    publish(stream, [("x", value) for value in poison], PREDICTIONS)
     command = [sys.executable, "-m", "streaming.sink", "--stream", stream, "--predictions", predictions, "--batch", "200"]
-    with consumer(stream):
-        predicted(stream, 5_000)
+    with consumer(stream), closing(Reader(stream, PREDICTIONS)) as reader:
+        reader.until(5_000 + len(poison))
     for attempt in range(4):
         sink = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         assert sink.stdout
@@ -337,7 +355,9 @@ def test_the_sink_fills_the_batch_doors_database_exactly_once(
             sink.terminate()
             assert sink.wait(timeout=30) == 0
         sink.communicate()
-    assert counted(predictions) == {"predictions": 5_000, "ids": 5_000, "hourly": 5_000}
+    assert counted(predictions) == {"predictions": 5_000, "ids": 5_000, "hourly": 4_999}  # one has no hour
+    with closing(Reader(stream, DEAD_LETTERS)) as reader:
+        assert sorted(value or b"" for value in reader.until(len(poison))) == sorted(poison)
 
 
 def counted(url: str) -> dict[str, int]:
@@ -406,7 +426,7 @@ def test_rides_that_cannot_be_read_are_told(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_bytes(content)
     command = [sys.executable, "-m", "streaming.produce", "--stream", f"sqlite:///{tmp_path}/s.db", str(tmp_path / name)]
     run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert run.returncode == 2, run.stderr
+    assert run.returncode == 3, run.stderr
     assert reason in run.stderr
     assert "Traceback" not in run.stderr
 
@@ -424,6 +444,7 @@ def produced(stream: str, url: str, count: int) -> dict[Any, Any]:
     ("options", "code", "reason"),
     [
         (["--stream", "amqp://u:secret@host"], 3, "is not a stream"),
+        (["--stream", "kafka://u:secret@127.0.0.1:1"], 3, "KAFKA_SASL_PASSWORD"),
         (["--stream", "sqlite:////nowhere/at/all.db"], 3, "there is no folder"),
         (["--stream", "sqlite:///x.db", "--model", "README.md"], 4, "it is refused"),
         (["--stream", "kafka://127.0.0.1:1", "--batch", "0"], 2, "batch"),

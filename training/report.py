@@ -33,7 +33,6 @@ FEWEST = 50
 """Rides that a slice must have to be shown."""
 
 Rows = NDArray[np.bool_]
-Accounts = dict[str, list[tuple[int, str]]]
 
 
 def render(

@@ -8,7 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
-from conftest import PROJECT, free_port, missing
+from conftest import PROJECT, free_port
 
 LIBS = PROJECT / ".kafka" / "libs"
 USER, PASSWORD = "rides", "a-secret-of-the-tests"
@@ -19,7 +19,7 @@ class Kafka:
 
     def __init__(self, folder: Path, brokers: int = 1, sasl: bool = False, tls: bool = False) -> None:
         if not list(LIBS.glob("kafka_*.jar")) or not shutil.which("java"):
-            missing("Apache Kafka", "make kafka")
+            raise FileNotFoundError("Apache Kafka is not installed: `make kafka` installs it")
         self.folder, self.count = folder, brokers
         self.ports = [free_port() for _ in range(brokers)]
         controllers = [free_port() for _ in range(brokers)]

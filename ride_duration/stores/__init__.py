@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from ride_duration.logs import shown
 from ride_duration.model import LinearModel
 
 MISSING = -1e300
@@ -252,12 +253,6 @@ def find_columns(present: Sequence[str], mapping: Mapping[str, str]) -> dict[str
                 f"(--column {ours}=NAME tells which it is)"
             )
     return found
-
-
-def shown(url: str) -> str:
-    """A URL without its password, wherever that is."""
-    url = re.sub(r"(//[^/:@]*):[^@/]*@", r"\1:…@", url)
-    return re.sub(r"(?i)((?:password|secret_key|session_token|access_token)=)[^&\s]*", r"\1…", url)
 
 
 def seconds(time: datetime) -> int:

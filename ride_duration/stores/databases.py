@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from adbc_driver_manager import Error as DatabaseError
 from adbc_driver_manager import dbapi
 
+from ride_duration.logs import shown
 from ride_duration.ride import NEW_YORK
-from ride_duration.stores import MISSING, NUMBERS, RIDES, Address, Span, StoreError, find_columns, of_seconds, seconds, shown
+from ride_duration.stores import MISSING, NUMBERS, RIDES, Address, Span, StoreError, find_columns, of_seconds, seconds
 
 LOCK_SECONDS = 60
 """How long a SQLite file that another process holds is waited for."""

@@ -23,21 +23,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs, types
 
+from ride_duration.logs import shown
 from ride_duration.model import LinearModel
 from ride_duration.ride import NEW_YORK
-from ride_duration.stores import (
-    MISSING,
-    NUMBERS,
-    RIDES,
-    TABLES,
-    Address,
-    Span,
-    StoreError,
-    find_columns,
-    of_seconds,
-    seconds,
-    shown,
-)
+from ride_duration.stores import MISSING, NUMBERS, RIDES, TABLES, Address, Span, StoreError, find_columns, of_seconds, seconds
 
 CHUNK_ROWS = 1_000_000
 """So many rides at most are held and sorted at a time, unless a single hour has more."""
