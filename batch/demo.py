@@ -1,5 +1,6 @@
 """`make batch-demo`: a rides database, scored by day, and the dashboard over the predictions."""
 
+import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -54,12 +55,14 @@ def write(url: str, rides: list[MadeUp]) -> int:
 )
 @click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where the two databases go.")
 @click.option("--port", type=int, default=8050, envvar="PORT", help="Port of the dashboard.")
-@click.option("--rides", metavar="URL", envvar="RIDES", help="Another rides database, which is not made anew.")
-@click.option("--only-rides", is_flag=True, help="Make the rides database, and no more.")
+@click.option("--rides", metavar="URL", help="Another rides database, which is not made anew.")
+@click.option("--only-rides", is_flag=True, help="Make the rides database, here RIDES may name it too, and no more.")
 def main(records: Path | None, folder: Path, port: int, rides: str | None, only_rides: bool) -> None:
     """Make a rides database, score it by the day, fill in how long rides took, and show the predictions."""
     found = Path("data/green_tripdata_2021-02.parquet")
     records = records or (found if found.exists() else None)
+    if only_rides:
+        rides = rides or os.environ.get("RIDES")
     if not rides:
         folder.mkdir(exist_ok=True)
         for name in ("rides", "predictions"):

@@ -26,7 +26,7 @@ from ride_duration.ride import EXAMPLE, InvalidRide, NotJSON, decode_rides
 from ride_duration.serving import serve
 from ride_duration.zones import ZONES
 from streaming.engine import Producer, StreamError, follow, open_producer
-from streaming.messages import DECISIONS, PREDICTIONS, RIDES, TARGETS, Decision, Event, RideEvent, read_prediction
+from streaming.messages import DECISIONS, PREDICTIONS, RIDES, TARGETS, BadEvent, Decision, Event, RideEvent, read_prediction
 from streaming.worker import stream_option, told
 
 KEPT = 10_000
@@ -34,6 +34,8 @@ KEPT = 10_000
 
 SHOWN = 10
 MAX_BODY = 64 * 1024
+MAX_WAIT = 60
+"""Seconds, for a decision."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -77,7 +79,7 @@ class Board:
                 while len(self._courses) > KEPT:
                     self._courses.popitem(last=False)
                 self._changed.notify_all()
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadEvent):
             return
 
     def find(self, ride_id: str, seconds: float = 0) -> Course | None:
@@ -101,8 +103,7 @@ class Board:
         elif topic == PREDICTIONS:
             target, came = read_prediction(event.value)
             self.counts[target] += 1
-            if (found := came.prediction.value(target)) is not None:
-                self._course(came.prediction.ride_id, event.at).predictions[target] = found
+            self._course(came.prediction.ride_id, event.at).predictions[target] = came.prediction.value(target) or 0.0
         else:
             decision = msgspec.json.decode(value, type=Decision)
             self.counts[DECISIONS] += 1
@@ -139,13 +140,15 @@ class Backend:
             self._local.client = RideDurationClient(self.service, timeout=(0.5, 2), retries=0)
         try:
             course.initial, course.model_version = self._local.client.predict(msgspec.json.decode(ride))
-        except UnavailableError as error:
+        except (UnavailableError, RefusedError, KeyError) as error:
+            if isinstance(error, RefusedError) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+                raise  # of the ride; all else is between here and there, and no reason to let a passenger down
             log.warning("degraded", extra={"fields": {"reason": str(error), "ride_id": course.ride_id}})
             course.detail = "the prediction service does not answer; the offer will say how long the ride takes"
         self.board.begin(course)
         with self._lock:
             if self._producer is None:
-                self._producer = open_producer(self.stream, RIDES)
+                self._producer = open_producer(self.stream, RIDES, seconds=5)
             self._producer.send([(str(course.ride_id), _encode(RideEvent(course.ride_id, course.ride)))])
         return course
 
@@ -201,7 +204,7 @@ def create_app(stream: str, service: str) -> Flask:
 
     @app.get("/rides/<ride_id>")
     def course(ride_id: str) -> Response:
-        found = backend.board.find(ride_id, min(max(request.args.get("wait", 0.0, float), 0.0), 30.0))
+        found = backend.board.find(ride_id, min(max(request.args.get("wait", 0, int), 0), MAX_WAIT))
         return answer(found) if found else problem(HTTPStatus.NOT_FOUND, f"no ride {ride_id[:64]!r} has been asked for lately")
 
     @app.get("/live")

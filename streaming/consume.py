@@ -12,7 +12,7 @@ import click
 from prometheus_client import Gauge
 
 from ride_duration.logs import log
-from ride_duration.model import ModelError
+from ride_duration.model import LinearModel, ModelError
 from ride_duration.watch import WatchedModel
 from streaming.engine import open_consumer
 from streaming.messages import PREDICTIONS, RIDES, Event, answer, name_of
@@ -42,11 +42,15 @@ def main(stream: str, path: str, batch: int, port: int) -> None:
         click.echo(f"streaming.consume: {error}", err=True)
         sys.exit(EXIT_MODEL)
     group = name_of(models.target)
+    shown: LinearModel | None = None
 
     def predict(events: Sequence[Event]) -> Step:
+        nonlocal shown
         model = models.current.model
-        MODEL.clear()
-        MODEL.labels(model.target, model.version).set(1)
+        if shown is not model:
+            shown = model
+            MODEL.clear()
+            MODEL.labels(model.target, model.version).set(1)
         REFUSED.set(models.refused is not None)
         return Step(answer(model, events, group))
 

@@ -1,7 +1,8 @@
 """predictions → decisions: `python -m streaming.decide --stream sqlite:///rides.db`.
 
 The predictions of a ride are joined in a window. Its decision, and a position that stays before the oldest ride that is still
-open, are one transaction: killed at any instant, what was open is read again, and what was decided is not decided again.
+open, are one transaction: killed at any instant, what was open is read again, and what was decided is not decided again. (A
+dead letter that came after an open ride may come twice from Kafka then.)
 """
 
 import time
@@ -35,6 +36,9 @@ from streaming.worker import Step, Worker, port_option, service, stream_option
 REMEMBERED = 100_000
 """Decided rides whose later predictions are known to be late; the stream itself remembers what was decided."""
 
+PAUSE = 1.0
+"""Seconds between two steps that are more than waiting for the next events."""
+
 OPEN = Gauge("ride_duration_stream_open_rides", "Rides that wait for a model's prediction.")
 
 _encode = msgspec.json.Encoder().encode
@@ -63,18 +67,25 @@ class Decider:
     since its first, or when nothing has come in its partition for `idle` seconds.
     """
 
-    def __init__(self, targets: Sequence[Target] = TARGETS, window: float = 10.0, idle: float = 5.0) -> None:
+    def __init__(self, targets: Sequence[Target] = TARGETS, window: float = 30.0, idle: float = 30.0) -> None:
         self.targets, self.window, self.idle = targets, window, idle
         self._partitions: dict[int, _Partition] = {}
         self._decided: OrderedDict[str, None] = OrderedDict()
+        self._stepped = 0.0
 
     def step(self, events: Sequence[Event], owned: Set[int], now: float) -> Step:
         """What is decided when `events` have come, of the partitions that are owned; `now` is seconds of any clock."""
         for number in self._partitions.keys() - owned:
             del self._partitions[number]  # another worker reads its open rides again
+        if (pause := now - self._stepped) > PAUSE:  # ours, or the brokers': the stream may have gone on meanwhile
+            for partition in self._partitions.values():
+                partition.read_at += pause
+        self._stepped = now
         outputs: list[Output] = []
         late = incomplete = 0
         for event in events:
+            if event.partition not in owned:
+                continue
             partition = self._partitions.setdefault(event.partition, _Partition())
             partition.time, partition.read_at = max(partition.time, event.at), now
             try:
@@ -137,9 +148,9 @@ class Decider:
     "--target", "targets", multiple=True, type=click.Choice(TARGETS), default=TARGETS, help="What to wait for; may be repeated."
 )
 @click.option(
-    "--window", type=click.FloatRange(0), default=10.0, metavar="SECONDS", help="Of message time, from a ride's first."
+    "--window", type=click.IntRange(0, 86_400), default=30, metavar="SECONDS", help="Of message time, from a ride's first."
 )
-@click.option("--idle", type=click.FloatRange(0), default=5.0, metavar="SECONDS", help="Without anything new.")
+@click.option("--idle", type=click.IntRange(0, 86_400), default=30, metavar="SECONDS", help="Without anything new.")
 @click.option("--batch", type=click.IntRange(1, 10_000), default=500, help="Predictions in a transaction, at most.")
 @port_option
 def main(stream: str, targets: tuple[Target, ...], window: float, idle: float, batch: int, port: int) -> None:

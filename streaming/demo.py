@@ -69,7 +69,7 @@ def until_ready(name: str, url: str, process: subprocess.Popen[bytes], folder: P
     raise click.ClickException(f"{name} does not answer; {folder}/{name}.log says why")
 
 
-def send(stream: str, name: str, rides: int, rate: float) -> None:
+def send(stream: str, name: str, rides: int, rate: int) -> None:
     """Publish rides, so many a second; a few can't be scored."""
     began = time.monotonic()
     with closing(open_producer(stream, RIDES)) as producer, tqdm(total=rides, unit="ride", disable=None) as progress:
@@ -118,9 +118,9 @@ def summary(stream: str, name: str, predictions: Path) -> str:
     with closing(sqlite3.connect(predictions)) as database:
         (rows,) = database.execute("select count(*) from predictions where ride_id like ?", [f"{name}-%"]).fetchone()
     lines.append(f"{rows:6,} rows in {predictions}")
-    waited = sorted(1000 * (event.at - asked[event.key]) for event in decided)
-    p50, p99 = (waited[int(len(waited) * part)] for part in (0.5, 0.99))
-    lines.append(f"from ride to decision: {p50:.0f} ms (p50), {p99:.0f} ms (p99)")
+    if waited := sorted(1000 * (event.at - asked[event.key]) for event in decided):
+        p50, p99 = (waited[int(len(waited) * part)] for part in (0.5, 0.99))
+        lines.append(f"from ride to decision: {p50:.0f} ms (p50), {p99:.0f} ms (p99)")
     each = len({event.key for event in decided})
     whole = len(asked) == len(decisions) + len(refused) and rows == len(decisions) == each
     lines.append("none lost, none twice" if whole else "SOMETHING IS MISSING, or was not there in time; the logs say more")
@@ -129,17 +129,17 @@ def summary(stream: str, name: str, predictions: Path) -> str:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--stream", metavar="URL", help="Another stream than a new SQLite file in the folder.")
-@click.option("--count", "rides", default=2000, help="How many.")
-@click.option("--rate", default=200.0, help="Rides a second.")
+@click.option("--count", "rides", type=click.IntRange(100, 20_000), default=2000, help="How many.")
+@click.option("--rate", type=click.IntRange(1, 10_000), default=200, help="Rides a second.")
 @click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where databases and logs go.")
 @click.option("--stay", is_flag=True, help="Go on after the summary, until Ctrl-C.")
-def main(stream: str | None, rides: int, rate: float, folder: Path, stay: bool) -> None:
+def main(stream: str | None, rides: int, rate: int, folder: Path, stay: bool) -> None:
     """Start every part of the stream, send rides through, and tell what became of them."""
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("stream*.db*"):
+    for old in folder.glob("stream-demo*.db*"):
         old.unlink()
-    stream = stream or f"sqlite:///{folder}/stream.db"
-    predictions, run = folder / "stream-predictions.db", f"demo-{int(time.time())}"
+    stream = stream or f"sqlite:///{folder}/stream-demo.db"
+    predictions, run = folder / "stream-demo-predictions.db", f"demo-{int(time.time())}"
     web, page = free_port(9696), free_port(8060)
     services = {
         "web": (["gunicorn", "predict:app"], web),

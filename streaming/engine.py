@@ -1,5 +1,6 @@
 """What a stream engine must do: read a batch, publish its answers together with the position, and no more."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -22,9 +23,21 @@ class TakenOverError(RuntimeError):
 class Committed(NamedTuple):
     """What became of a batch's outputs."""
 
-    published: int
+    published: Mapping[str, int]
+    """How many, by topic."""
     suppressed: int
     """Those whose name had been published before."""
+
+
+class Heart:
+    """When this process was last seen to do something, were it only to ask brokers again that are away."""
+
+    at = time.monotonic()
+
+    @classmethod
+    def beat(cls) -> None:
+        """It does something."""
+        cls.at = time.monotonic()
 
 
 class Reader(Protocol):
@@ -110,8 +123,8 @@ def open_consumer(url: str, topic: str, group: str, answers: str | None = None) 
     return KafkaConsumer(url, topic, group, answers)
 
 
-def open_producer(url: str, topic: str) -> Producer:
-    """A producer to a topic.
+def open_producer(url: str, topic: str, seconds: float = 30.0) -> Producer:
+    """A producer to a topic, which gives up on a message after so many seconds.
 
     Raises
     ------
@@ -121,10 +134,10 @@ def open_producer(url: str, topic: str) -> Producer:
     if _scheme(url) == "sqlite":
         from streaming.sqlite import SqliteProducer
 
-        return SqliteProducer(url, topic)
+        return SqliteProducer(url, topic, seconds)
     from streaming.kafka import KafkaProducer
 
-    return KafkaProducer(url, topic)
+    return KafkaProducer(url, topic, seconds)
 
 
 def follow(url: str, topic: str, beginning: bool) -> Reader:

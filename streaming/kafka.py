@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -20,9 +20,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from prometheus_client import Counter
+import prometheus_client
 
-from streaming.engine import Committed, StreamError, TakenOverError
+from streaming.engine import Committed, Heart, StreamError, TakenOverError
 
 try:
     import confluent_kafka as ck
@@ -41,6 +41,9 @@ PARTITIONS = 6
 
 REMEMBERED = 100_000
 """Names that are remembered of each partition."""
+
+MAX_FAILURES = 10
+"""Transactions in a row that may go wrong: after that it is no broker's death, but something that comes again."""
 
 _SECONDS = 30.0
 _AGAIN_SECONDS = 0.5
@@ -62,7 +65,9 @@ def settings(url: str) -> dict[str, Any]:
     return calm | found | {"bootstrap.servers": url.removeprefix("kafka://").rstrip("/")}
 
 
-ERRORS = Counter("ride_duration_stream_errors_total", "What librdkafka complained about, by its code.", ["code"])
+ERRORS = prometheus_client.Counter(
+    "ride_duration_stream_errors_total", "What librdkafka complained about, by its code.", ["code"]
+)
 _complained: dict[str, float] = {}
 _COMPLAIN_SECONDS = 10.0
 
@@ -82,6 +87,8 @@ def _told(what: str) -> Iterator[None]:
         yield
     except ck.KafkaException as error:
         raise StreamError(f"{what}: {error.args[0].str()}") from None
+    except TimeoutError:
+        raise StreamError(f"{what}: no answer within {_SECONDS:.0f} s") from None
 
 
 def _within(seconds: float, call: Callable[[], None]) -> None:
@@ -118,6 +125,7 @@ def _insist(call: Callable[[], Result], seconds: float = math.inf) -> Result:
     """
     end = time.monotonic() + seconds
     while True:
+        Heart.beat()
         try:
             return call()
         except ck.KafkaException as error:
@@ -139,19 +147,20 @@ def ensure_topics(url: str, names: Collection[str]) -> dict[str, int]:
         admin = AdminClient(settings(url))
         topics = admin.list_topics(timeout=_SECONDS).topics
     absent = [name for name in names if name not in topics]
-    if absent:
-        counts = [len(topics[name].partitions) for name in names if name in topics]
-        wanted = [NewTopic(name, num_partitions=max(counts, default=PARTITIONS)) for name in absent]
-        for name, future in admin.create_topics(wanted).items():
-            try:
-                future.result(timeout=_SECONDS)
-            except ck.KafkaException as error:
-                if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise StreamError(f"the topic {name} can't be made: {error.args[0].str()}") from None
+    with _told(f"the topics {', '.join(absent)} can't be made"):
+        if absent:
+            counts = [len(topics[name].partitions) for name in names if name in topics]
+            wanted = [NewTopic(name, num_partitions=max(counts, default=PARTITIONS)) for name in absent]
+            for future in admin.create_topics(wanted).values():
+                try:
+                    future.result(timeout=_SECONDS)
+                except ck.KafkaException as error:
+                    if error.args[0].code() != ck.KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise
         end = time.monotonic() + _SECONDS
         while not all(name in (topics := admin.list_topics(timeout=_SECONDS).topics) for name in names):
             if time.monotonic() > end:
-                raise StreamError(f"the topics {', '.join(absent)} were made, and are not there")
+                raise TimeoutError
             time.sleep(0.1)
     return {name: len(topics[name].partitions) for name in names}
 
@@ -173,10 +182,9 @@ class KafkaFollower:
     def read(self, limit: int, seconds: float) -> list[Event]:
         """The next events."""
         with _told(self.url):
-            # not `consume(limit, seconds)`, which waits for the last of them where one has come
-            messages: list[Any] = self._consumer.consume(1, seconds)
-            if messages and limit > 1:
-                messages += self._consumer.consume(limit - 1, 0)
+            # not `consume(limit, seconds)`, which waits for the last of them where one has come; and one call's answer, since
+            # partitions may be revoked in the next
+            messages: list[Any] = self._consumer.consume(limit, 0) or self._consumer.consume(1, seconds)
         events = []
         for message in messages:
             if message.error():
@@ -210,6 +218,7 @@ class KafkaConsumer(KafkaFollower):
                 f"{answers} has {partitions[answers]} partitions and {topic} has {partitions[topic]}: make them alike, "
                 "so that what a ride was answered is looked for where it was published"
             )
+        self._failures = 0
         self._remembered: dict[int, OrderedDict[str, None]] = {}
         self._next: dict[int, int] = {}
         """Behind the newest event that was read, by partition."""
@@ -227,8 +236,12 @@ class KafkaConsumer(KafkaFollower):
 
     def commit(self, outputs: Sequence[Output], held: Mapping[int, int] = MappingProxyType({})) -> Committed:
         """Publish outputs and the position in one transaction."""
+        owned = self.partitions()
+        self._next = {at: offset for at, offset in self._next.items() if at in owned}
         new: dict[str, Output] = {}
         for output in outputs:
+            if output.partition not in owned:
+                continue  # whose they are answers them
             name = output.once or f"{len(new)}"
             if name not in self._remembered.get(output.partition, ()):
                 new.setdefault(name, output)
@@ -238,18 +251,24 @@ class KafkaConsumer(KafkaFollower):
             _within(_TRANSACTION_SECONDS, partial(self._transact, self._producer, [*new.values()], offsets, group))
         except (ck.KafkaException, TimeoutError) as error:
             if isinstance(error, ck.KafkaException):
+                reason = error.args[0].str()
                 _complain(error.args[0])
             else:
-                log.warning("kafka", extra={"fields": {"reason": f"a transaction has hung for {_TRANSACTION_SECONDS} s"}})
+                reason = f"a transaction has hung for {_TRANSACTION_SECONDS} s"
+                log.warning("kafka", extra={"fields": {"reason": reason}})
+            self._failures += 1
+            if self._failures > MAX_FAILURES:
+                raise StreamError(f"{self._failures} transactions in a row went wrong, the last: {reason}") from None
             self._recover()
             raise TakenOverError from None
+        self._failures = 0
         for name, output in new.items():
             if output.topic == self.answers:
                 names = self._remembered.setdefault(output.partition, OrderedDict())
                 names[name] = None
                 if len(names) > REMEMBERED:
                     names.popitem(last=False)
-        return Committed(len(new), len(outputs) - len(new))
+        return Committed(Counter(output.topic for output in new.values()), len(outputs) - len(new))
 
     def partitions(self) -> Set[int]:
         """Those that are this worker's."""
@@ -259,7 +278,9 @@ class KafkaConsumer(KafkaFollower):
         """Events of this worker's partitions that it has still to read."""
         lag = 0
         try:
-            for at in self._consumer.position(self._consumer.assignment()):
+            positions = self._consumer.position(self._consumer.assignment())
+            unread = [at.partition for at in positions if at.offset < 0]  # nothing of it was read yet
+            for at in [at for at in positions if at.offset >= 0] + (self._committed(unread) if unread else []):
                 low, high = self._consumer.get_watermark_offsets(at, cached=True)
                 lag += max(high - max(at.offset, low, 0), 0)
         except ck.KafkaException as error:
@@ -288,8 +309,8 @@ class KafkaConsumer(KafkaFollower):
         """
         self._producer = self._new_producer()
         self._next.clear()
-        for at in _insist(partial(self._committed, sorted(self.partitions()))):
-            self._remembered[at.partition] = self._read_back(at.partition)
+        partitions = sorted(self.partitions())
+        for at in self._read_back(partitions) if partitions else []:
             start = ck.TopicPartition(self.topic, at.partition, max(at.offset, ck.OFFSET_BEGINNING))
             _insist(partial(self._consumer.seek, start), _SECONDS)
 
@@ -320,8 +341,7 @@ class KafkaConsumer(KafkaFollower):
         return producer
 
     def _assigned(self, _: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
-        for at in partitions:
-            self._remembered[at.partition] = self._read_back(at.partition)
+        self._read_back([at.partition for at in partitions])
         log.info("partitions assigned", extra={"fields": {"partitions": sorted(at.partition for at in partitions)}})
 
     def _revoked(self, _: ck.Consumer, partitions: list[ck.TopicPartition]) -> None:
@@ -330,39 +350,59 @@ class KafkaConsumer(KafkaFollower):
             self._next.pop(at.partition, None)
         log.info("partitions revoked", extra={"fields": {"partitions": sorted(at.partition for at in partitions)}})
 
-    def _read_back(self, partition: int) -> OrderedDict[str, None]:
-        """The names of the newest answers in a partition."""
-        names: OrderedDict[str, None] = OrderedDict()
+    def _read_back(self, partitions: list[int]) -> list[ck.TopicPartition]:
+        """Remember the newest answers of partitions; what the group has committed of them.
+
+        That first: the brokers don't tell it before the transaction of whoever had a partition has ended, whose answers must be
+        remembered too.
+        """
+        committed = _insist(partial(self._committed, partitions))
+        self._remembered |= {number: OrderedDict() for number in partitions}
         if not self.answers:
-            return names
-        at = ck.TopicPartition(self.answers, partition)
+            return committed
+        ends: dict[int, int] = {}
+        starts = []
+        with closing(self._new_consumer(f"{self.group}-none", **{"isolation.level": "read_uncommitted"})) as reader:
+            for number in partitions:
+                at = ck.TopicPartition(self.answers, number)
+                low, high = _insist(partial(reader.get_watermark_offsets, at, _SECONDS))
+                if high > low:
+                    ends[number] = high
+                    starts.append(ck.TopicPartition(self.answers, number, max(low, high - 2 * REMEMBERED)))
         message: Any
         with closing(self._new_consumer(f"{self.group}-none", **{"enable.partition.eof": True})) as reader:
-            low, high = _insist(partial(reader.get_watermark_offsets, at, _SECONDS))
-            if high > low:
-                reader.assign([ck.TopicPartition(self.answers, partition, max(low, high - 2 * REMEMBERED))])
-            end = high <= low
-            while not end:
-                for message in reader.consume(10_000, 1.0):
-                    if message.error():
-                        end = message.error().code() == ck.KafkaError._PARTITION_EOF
-                    elif (name := name_of_message(self.answers, message.key(), message.value())).startswith(self.group):
-                        names[name] = None
-        while len(names) > REMEMBERED:
-            names.popitem(last=False)
-        return names
+            reader.assign(starts)
+            while ends:  # an open transaction, of whomever, is waited for
+                Heart.beat()
+                for message in reader.consume(10_000, 0.1):
+                    number = message.partition()
+                    if not message.error():
+                        name = name_of_message(self.answers, message.key(), message.value())
+                        if name.startswith(self.group):
+                            self._remembered[number][name] = None
+                    elif message.error().code() != ck.KafkaError._PARTITION_EOF:
+                        _complain(message.error())
+                    elif message.offset() >= ends.get(number, 0):
+                        ends.pop(number, None)
+        for names in self._remembered.values():
+            while len(names) > REMEMBERED:
+                names.popitem(last=False)
+        return committed
 
 
 class KafkaProducer:
     """Publishes messages: `engine.Producer`."""
 
-    def __init__(self, url: str, topic: str) -> None:
+    def __init__(self, url: str, topic: str, seconds: float = _SECONDS) -> None:
         self.url, self.topic = url, topic
         ensure_topics(url, [topic])
         self._failed: list[str] = []
         with _told(url):
             self._producer = ck.Producer(
-                settings(url) | {"acks": "all", "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4"}
+                # as Java's producers do it: a ride that comes again, from whomever, must come to the same partition
+                {"partitioner": "murmur2_random", "message.timeout.ms": int(seconds * 1000)}
+                | settings(url)
+                | {"acks": "all", "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4"}
             )
 
     def send(self, messages: Iterable[tuple[str, bytes]]) -> int:
@@ -381,8 +421,9 @@ class KafkaProducer:
             count += 1
         while self._producer.flush(_SECONDS):
             log.warning("kafka", extra={"fields": {"reason": f"{len(self._producer)} messages are not acknowledged yet"}})
-        if self._failed:
-            raise StreamError(f"{self.url}: {len(self._failed)} messages were not taken: {self._failed[0]}")
+        failed, self._failed = self._failed, []
+        if failed:
+            raise StreamError(f"{self.url}: {len(failed)} messages were not taken: {failed[0]}")
         return count
 
     def close(self) -> None:

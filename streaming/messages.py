@@ -21,6 +21,9 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 MAX_DEAD_BYTES = 500_000
 """A dead letter has the event itself up to so many bytes, and a digest of it beyond: it must fit into any broker's limit."""
 
+MAX_BYTES = 900_000
+"""Of a prediction, which repeats the ride: a broker takes a megabyte, if nobody has changed that."""
+
 MAX_ERROR = 1000
 
 
@@ -124,7 +127,7 @@ def name_of_message(topic: str, key: bytes | None, value: bytes | None) -> str:
     try:
         group = DECISION if topic == DECISIONS else _decode_name(value or b"").model
         return f"{group}:{(key or b'').decode()}"
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 
@@ -191,7 +194,10 @@ def read_prediction(value: bytes | None) -> tuple[Target, PredictionEvent]:
     BadEvent
     """
     event = _read(_decode_prediction, value, 'a prediction is {"model": …, "version": …, "prediction": {…}, "ride": {…}}')
-    return target_of(event.model), event
+    target = target_of(event.model)
+    if event.prediction.value(target) is None:
+        raise BadEvent(f"it has no ride_{target}, which {event.model} predicts")
+    return target, event
 
 
 def _read(decode: Callable[[bytes], Message], value: bytes | None, wanted: str) -> Message:
@@ -236,6 +242,9 @@ def answer(model: LinearModel, events: Sequence[Event], group: str) -> list[Outp
         prediction = Prediction(came.ride_id, interval=interval, **{field: value})
         message = _encode(PredictionEvent(name, model.version, prediction, came.ride))
         key = str(came.ride_id)
+        if len(message) > MAX_BYTES:
+            outputs.append(dead_letter(event, f"its prediction would have {len(message):,} bytes, of {MAX_BYTES:,}", group))
+            continue
         outputs.append(Output(PREDICTIONS, key, message, event.partition, f"{name}:{key}"))
     return outputs
 
@@ -250,6 +259,8 @@ def dead_letter(event: Event, error: str, group: str) -> Output:
         "offset": str(event.offset),
         "group": group,
     }
+    if "replayed" in event.headers:
+        headers["replayed"] = event.headers["replayed"]
     value = event.value
     if value is not None and len(value) > MAX_DEAD_BYTES:
         headers |= {"bytes": str(len(value)), "sha256": hashlib.sha256(value).hexdigest()}

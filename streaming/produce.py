@@ -65,7 +65,7 @@ def of_lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 continue
             try:
                 value = msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise RecordsError(f"{path}, line {number + 1}: {error}") from None
             if not isinstance(value, dict):
                 raise RecordsError(f"{path}, line {number + 1}: a ride, or a ride event, is wanted")
@@ -88,9 +88,9 @@ def messages_of(url: str, mapping: Mapping[str, str]) -> Iterator[tuple[str, byt
 @click.argument("rides", nargs=-1, required=True, envvar="RIDES")
 @stream_option
 @column_option
-@click.option("--rate", type=click.FloatRange(min=0.1), help="Rides a second; as fast as they are acknowledged without it.")
+@click.option("--rate", type=click.IntRange(1, 1_000_000), help="Rides a second; as fast as they are acknowledged without it.")
 @click.option("--limit", type=click.IntRange(1), help="So many rides at most.")
-def main(rides: tuple[str, ...], stream: str, mapping: dict[str, str], rate: float | None, limit: int | None) -> None:
+def main(rides: tuple[str, ...], stream: str, mapping: dict[str, str], rate: int | None, limit: int | None) -> None:
     """Publish RIDES: JSON lines of rides or of ride events (FILE.jsonl), or what `batch.score` reads: TLC's Parquet, a file, a
     folder, s3:// or gs://; or a database, sqlite:///FILE.db or postgresql://USER@HOST/DATABASE, #TABLE names its table.
 
@@ -100,7 +100,7 @@ def main(rides: tuple[str, ...], stream: str, mapping: dict[str, str], rate: flo
     began, sent = time.monotonic(), 0
     try:
         with closing(open_producer(stream, RIDES)) as producer, tqdm(unit="ride", unit_scale=True, disable=None) as progress:
-            while chunk := list(islice(messages, max(1, min(CHUNK, int(rate / 10))) if rate else CHUNK)):
+            while chunk := list(islice(messages, max(1, min(CHUNK, rate // 10)) if rate else CHUNK)):
                 sent += producer.send(chunk)
                 progress.update(len(chunk))
                 if rate:

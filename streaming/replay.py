@@ -1,6 +1,6 @@
 """Put dead letters back into the stream, when what was wrong is mended: `python -m streaming.replay --stream …`."""
 
-import time
+import uuid
 from contextlib import closing
 
 import click
@@ -10,33 +10,47 @@ from streaming.messages import DEAD_LETTERS, RIDES, Output
 from streaming.worker import stream_option, told
 
 GROUP = "replay"
+BATCH = 500
 
 
 @click.command()
 @stream_option
 @click.option(
-    "--idle", type=float, default=5.0, show_default=True, metavar="SECONDS", help="End when none has come for so long."
+    "--idle",
+    type=click.IntRange(1, 3600),
+    default=5,
+    show_default=True,
+    metavar="SECONDS",
+    help="End when none has come for so long.",
 )
-def main(stream: str, idle: float) -> None:
+def main(stream: str, idle: int) -> None:
     """Publish the events of `rides.dlq` into `rides` again, each once; those too large to have been kept are counted.
 
     Exit codes: 0 done, 2 wrong options, 3 the stream can't be used.
     """
-    replayed = lost = 0
-    began = time.time()
+    replayed = lost = wrong = 0
+    run = uuid.uuid4().hex
     with told("replay"), closing(open_consumer(stream, DEAD_LETTERS, GROUP)) as consumer:
-        # one by one, up to those that came of what was replayed here: what is still wrong would go round for ever
         while True:
             try:
-                events = consumer.read(1, idle)
-                if not events or events[0].at >= began:
+                events = consumer.read(BATCH, idle)
+                if not events:
                     break
                 kept = [event for event in events if event.value is not None and event.headers.get("topic") == RIDES]
-                consumer.commit([Output(RIDES, "", e.value, e.partition, f"{GROUP}:{e.partition}:{e.offset}") for e in kept])
+                # what came of this very run is still wrong, and would go round for ever
+                fresh = [event for event in kept if event.headers.get("replayed") != run]
+                consumer.commit(
+                    [
+                        Output(RIDES, "", e.value, e.partition, f"{GROUP}:{e.partition}:{e.offset}", {"replayed": run})
+                        for e in fresh
+                    ]
+                )
             except TakenOverError:
                 continue
-            replayed, lost = replayed + len(kept), lost + len(events) - len(kept)
-    click.echo(f"{replayed:,} events are in {RIDES} again; {lost:,} were null, too large to be kept, or no rides")
+            replayed, wrong, lost = replayed + len(fresh), wrong + len(kept) - len(fresh), lost + len(events) - len(kept)
+    click.echo(
+        f"{replayed:,} events are in {RIDES} again, {wrong:,} of them came back; {lost:,} were null, too large, or no rides"
+    )
 
 
 if __name__ == "__main__":

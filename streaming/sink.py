@@ -38,6 +38,8 @@ def rows_of(events: Sequence[Event]) -> tuple[pa.Table, list[Output]]:
         try:
             target, message = read_prediction(event.value)
             ride = read_ride(message.ride)
+            if "\0" in str(message.prediction.ride_id):
+                raise BadEvent("its ride_id has a NUL, which PostgreSQL does not take")
         except BadEvent as error:
             dead.append(dead_letter(event, str(error), GROUP))
             continue

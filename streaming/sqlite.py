@@ -32,12 +32,12 @@ create table if not exists positions (consumer_group text, topic text, position 
 class _File:
     """A connection to the file."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seconds: float = LOCK_SECONDS) -> None:
         self.path = Path(url.removeprefix("sqlite:///"))
         if not self.path.absolute().parent.is_dir():
             raise StreamError(f"there is no folder {self.path.absolute().parent}")
         with self.told():
-            self.connection = sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+            self.connection = sqlite3.connect(self.path, timeout=seconds, isolation_level=None, check_same_thread=False)
             self.connection.execute("pragma journal_mode = wal")
             self.connection.executescript(_SCHEMA)
 
@@ -118,20 +118,22 @@ class SqliteConsumer(SqliteFollower):
         position = min(self._next, held.get(0, self._next + 1) - 1)
         with self.file.transaction() as connection:
             self._check()
-            before = connection.total_changes
-            now = time.time()
-            connection.executemany(
-                "insert into messages (topic, key, value, headers, once, at) values (?, ?, ?, ?, ?, ?) "
-                "on conflict (topic, once) where once is not null do nothing",
-                [
-                    (o.topic, o.key, o.value, msgspec.json.encode(dict(o.headers)).decode() if o.headers else None, o.once, now)
-                    for o in outputs
-                ],
-            )
-            published = connection.total_changes - before
+            now, published = time.time(), {}
+            for topic in {output.topic for output in outputs}:
+                before = connection.total_changes
+                connection.executemany(
+                    "insert into messages (topic, key, value, headers, once, at) values (?, ?, ?, ?, ?, ?) "
+                    "on conflict (topic, once) where once is not null do nothing",
+                    [
+                        (topic, o.key, o.value, msgspec.json.encode({**o.headers}).decode() if o.headers else None, o.once, now)
+                        for o in outputs
+                        if o.topic == topic
+                    ],
+                )
+                published[topic] = connection.total_changes - before
             connection.execute("insert or replace into positions values (?, ?, ?)", (self.group, self.topic, position))
         self._committed = position
-        return Committed(published, len(outputs) - published)
+        return Committed(published, len(outputs) - sum(published.values()))
 
     def partitions(self) -> Set[int]:
         """The only one."""
@@ -166,8 +168,8 @@ class SqliteConsumer(SqliteFollower):
 class SqliteProducer:
     """Publishes messages: `engine.Producer`."""
 
-    def __init__(self, url: str, topic: str) -> None:
-        self.file, self.topic = _File(url), topic
+    def __init__(self, url: str, topic: str, seconds: float = LOCK_SECONDS) -> None:
+        self.file, self.topic = _File(url, seconds), topic
 
     def send(self, messages: Iterable[tuple[str, bytes]]) -> int:
         """Publish keys and values, in one transaction."""

@@ -16,8 +16,8 @@ from streaming.worker import stream_option, told
 @click.argument("topic", type=click.Choice(TOPICS), default=PREDICTIONS)
 @stream_option
 @click.option("--from-beginning", is_flag=True, help="What is there already too.")
-@click.option("--idle", type=float, default=None, metavar="SECONDS", help="End when nothing has come for so long.")
-def main(topic: str, stream: str, from_beginning: bool, idle: float | None) -> None:
+@click.option("--idle", type=click.IntRange(1, 86_400), metavar="SECONDS", help="End when nothing has come for so long.")
+def main(topic: str, stream: str, from_beginning: bool, idle: int | None) -> None:
     """Print the messages of TOPIC, a line each, until interrupted; dead letters with the error that made them so."""
     with told("tail"), suppress(KeyboardInterrupt, BrokenPipeError):
         reader, at = follow(stream, topic, from_beginning), time.monotonic()

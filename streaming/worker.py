@@ -1,5 +1,6 @@
 """What every service of the stream is: a loop that reads, answers and commits until asked to end, its metrics and health."""
 
+import os
 import signal
 import sys
 import threading
@@ -7,16 +8,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
+from socketserver import ThreadingMixIn
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import click
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, generate_latest
 
 from ride_duration import logs
 from ride_duration.logs import log
-from streaming.engine import Consumer, StreamError, TakenOverError
+from streaming.engine import Consumer, Heart, StreamError, TakenOverError
 from streaming.messages import DEAD_LETTERS, Event, Output
 
 EVENTS = Counter("ride_duration_stream_events_total", "Events by what became of them.", ["outcome"])
@@ -25,8 +27,9 @@ LAG = Gauge("ride_duration_stream_lag_events", "Events of this worker's partitio
 
 EXIT_STREAM = 3
 LAG_SECONDS = 5.0
+GRACE_SECONDS = 30.0
 STALLED_SECONDS = 60.0
-"""Without a look at the stream for so long a worker is not healthy."""
+"""A worker that does nothing for so long, not even ask brokers again that are away, is not healthy."""
 
 
 class Step(NamedTuple):
@@ -62,35 +65,42 @@ class Worker:
     ) -> None:
         self.consumer, self.answer, self.main, self.batch, self.forget = consumer, answer, main, batch, forget
         self.stopped = threading.Event()
-        self.looked_at = time.monotonic()
 
     def run(self, port: int = 0) -> None:
         """Until SIGTERM or SIGINT; the batch in hand is finished then."""
         for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: self.stopped.set())
+            signal.signal(name, self._stop)
+        BATCHES.labels("committed")  # a worker that has committed nothing says so
         if port:
             self._serve(port)
         lag_at = 0.0
         while not self.stopped.is_set():
             try:
                 events = self.consumer.read(self.batch, 0.2)
-                self.looked_at = time.monotonic()
+                Heart.beat()
                 self._commit(events, self.answer(events))
             except TakenOverError:
                 BATCHES.labels("taken_over").inc()
                 self.forget()
                 continue
-            if not events or self.looked_at - lag_at > LAG_SECONDS:
-                lag_at = self.looked_at
+            if time.monotonic() - lag_at > LAG_SECONDS:
+                lag_at = time.monotonic()
                 LAG.set(self.consumer.lag())
+
+    def _stop(self, *_: object) -> None:
+        """Finish the batch in hand, unless brokers that are away keep it: what ends so loses and repeats nothing either."""
+        self.stopped.set()
+        timer = threading.Timer(GRACE_SECONDS, os._exit, [EXIT_STREAM])
+        timer.daemon = True
+        timer.start()
 
     def _commit(self, events: Sequence[Event], step: Step) -> None:
         if not events and not step.outputs:
             return
         committed = self.consumer.commit(step.outputs, step.held)
         BATCHES.labels("committed").inc()
-        dead = sum(output.topic == DEAD_LETTERS for output in step.outputs)
-        counts = {self.main: committed.published - dead, "dead_letter": dead, "suppressed": committed.suppressed}
+        dead = committed.published.get(DEAD_LETTERS, 0)
+        counts = {self.main: sum(committed.published.values()) - dead, "dead_letter": dead, "suppressed": committed.suppressed}
         for outcome, count in {**counts, **step.outcomes}.items():
             EVENTS.labels(outcome).inc(count)
 
@@ -101,7 +111,7 @@ class Worker:
             if environ["PATH_INFO"] == "/metrics":
                 start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
                 return [generate_latest(REGISTRY)]
-            stalled = time.monotonic() - self.looked_at > STALLED_SECONDS
+            stalled = time.monotonic() - Heart.at > STALLED_SECONDS
             found = environ["PATH_INFO"] in ("/healthz", "/readyz")
             status = HTTPStatus.NOT_FOUND if not found else HTTPStatus.SERVICE_UNAVAILABLE if stalled else HTTPStatus.OK
             start_response(f"{status.value} {status.phrase}", [("Content-Type", "application/json")])
@@ -112,10 +122,15 @@ class Worker:
                 pass
 
         try:
-            server = make_server("0.0.0.0", port, app, handler_class=Quiet)  # what scrapes it is elsewhere
+            # what scrapes it is elsewhere
+            server = make_server("0.0.0.0", port, app, server_class=_Server, handler_class=Quiet)
         except OSError as error:
             raise StreamError(f"port {port} can't be used for /metrics and /healthz: {error.strerror}") from None
         threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
 
 
 stream_option = click.option(

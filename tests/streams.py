@@ -63,10 +63,10 @@ class Reader:
         self.follower = follow(url, topic, beginning=True)
         self.values: list[bytes | None] = []
 
-    def until(self, count: int, seconds: float = 90) -> list[bytes | None]:
-        """When `count` messages are there, and no more come for a while."""
+    def until(self, count: int, seconds: float = 90, silence: float = 0) -> list[bytes | None]:
+        """When `count` messages are there, and no more have come for some seconds."""
         end, quiet = time.monotonic() + seconds, time.monotonic()
-        while time.monotonic() < end and not (len(self.values) >= count and time.monotonic() - quiet > 1):
+        while time.monotonic() < end and not (len(self.values) >= count and time.monotonic() - quiet >= silence):
             if found := self.follower.read(5000, 0.2):
                 quiet = time.monotonic()
                 self.values += [event.value for event in found]

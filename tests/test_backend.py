@@ -84,7 +84,7 @@ def test_without_the_web_service_the_answer_says_so_and_the_offer_comes(all_of_i
         ("POST", "/rides", b"x" * 70_000, 413, "at most"),
         ("GET", "/rides", None, 405, "method"),
         ("GET", "/rides/none", None, 404, "'none'"),
-        ("GET", "/rides/none?wait=soon", None, 404, "'none'"),
+        ("GET", "/rides/none?wait=nan", None, 404, "'none'"),
         ("GET", "/nowhere", None, 404, ""),
     ],
 )

@@ -1,5 +1,6 @@
 """The decision service: every ride decided once, whatever dies, and what its window does."""
 
+import math
 import signal
 import time
 from collections import Counter
@@ -7,6 +8,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import requests
 from streams import MODELS, Reader, consumer, made_up, publish, service
@@ -63,8 +65,8 @@ def test_the_window_is_closed_by_message_time_and_when_nothing_comes() -> None:
     late = decider.step([predicted(3, "tip", 3, 110)], {0, 1}, 2)
     assert [output.key for output in late.outputs] == ["1"]
     assert msgspec.json.decode(late.outputs[0].value or b"")["missing"] == ["duration", "tip"]
-    assert not decider.step([], {0, 1}, 6.9).outputs
-    assert {output.key for output in decider.step([], {0, 1}, 7).outputs} == {"2", "3"}
+    assert not silence(decider, {0, 1}, 2, 6.9)
+    assert silence(decider, {0, 1}, 6.9, 7.1) == {"2", "3"}
     after = decider.step([predicted(1, "tip", 4, 111)], {0, 1}, 8)
     assert (after.outputs, after.outcomes, decider.open) == ([], {"late": 1, "incomplete": 0}, 0)
 
@@ -72,17 +74,32 @@ def test_the_window_is_closed_by_message_time_and_when_nothing_comes() -> None:
 def test_rides_of_a_partition_that_another_worker_has_got_are_let_go() -> None:
     decider = Decider()
     decider.step([predicted(1, "fare", 1, 0), predicted(2, "fare", 1, 0, partition=1)], {0, 1}, 0)
-    step = decider.step([], {1}, 100)
-    assert [output.key for output in step.outputs] == ["2"]
+    assert silence(decider, {1}, 0, 31) == {"2"}
     assert decider.open == 0
+
+
+def test_its_own_pause_is_not_taken_for_the_streams_silence() -> None:
+    decider = Decider(idle=5)
+    decider.step([predicted(1, "fare", 1, 0)], {0}, 0)
+    assert not decider.step([], {0}, 100).outputs  # it stood still: what has come meanwhile is still to be read
+    assert silence(decider, {0}, 100, 104.9) == set()
+    assert silence(decider, {0}, 104.9, 105.1) == {"1"}
+
+
+def silence(decider: Decider, owned: set[int], start: float, end: float) -> set[str]:
+    """The rides that are decided while nothing comes."""
+    steps = np.linspace(start, end, 1 + math.ceil((end - start) / 0.2))
+    return {output.key for now in steps for output in decider.step([], owned, float(now)).outputs}
 
 
 def test_what_is_no_prediction_is_a_dead_letter() -> None:
     decider = Decider()
-    events = [Event(PREDICTIONS, 0, n, value) for n, value in enumerate([b"x", None, b'{"model": "taxi"}'])]
+    events = [Event(PREDICTIONS, 0, n, value) for n, value in enumerate([b"x", None, b'{"model": "taxi"}', b"[" * 100_000])]
     other = msgspec.json.encode(PredictionEvent("taxi", "1", Prediction(1), msgspec.Raw(b"{}")))
-    step = decider.step([*events, Event(PREDICTIONS, 0, 9, other)], {0}, 0)
-    assert [output.topic for output in step.outputs] == [DEAD_LETTERS] * 4
+    bare = other.replace(b"taxi", name_of("fare").encode())
+    step = decider.step([*events, Event(PREDICTIONS, 0, 8, bare), Event(PREDICTIONS, 0, 9, other)], {0}, 0)
+    assert [output.topic for output in step.outputs] == [DEAD_LETTERS] * 6
+    assert "it has no ride_fare" in step.outputs[-2].headers["error"]
     assert "'taxi' is not a model" in step.outputs[-1].headers["error"]
 
 
@@ -96,7 +113,7 @@ def test_only_open_rides_are_held_in_memory() -> None:
 def decisions(url: str, count: int, seconds: float = 120) -> dict[Any, Any]:
     """Each ride's decision, of which there must be one."""
     with closing(Reader(url, DECISIONS)) as reader:
-        found = [msgspec.json.decode(value or b"null") for value in reader.until(count, seconds)]
+        found = [msgspec.json.decode(value or b"null") for value in reader.until(count, seconds, silence=1)]
     times = Counter(decision["ride_id"] for decision in found)
     lost, repeated = set(range(count)) - times.keys(), [ride for ride, number in times.items() if number > 1]
     assert (len(lost), len(repeated), len(found)) == (0, 0, count)
@@ -129,6 +146,8 @@ def test_without_a_model_it_is_decided_all_the_same_and_what_comes_late_is_count
     with ExitStack() as running:
         for target in ("duration", "fare"):
             running.enter_context(consumer(stream, "--model", MODELS[target]))
+        with closing(Reader(stream, PREDICTIONS)) as reader:
+            reader.until(400)
         running.enter_context(service("decide", stream, "--idle", "3", "--port", port))
         found = decisions(stream, 200)
         assert {tuple(decision["missing"]) for decision in found.values()} == {("tip",)}
