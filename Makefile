@@ -12,6 +12,9 @@ installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 # what tests and checks need
 DEVELOPMENT := packages train report client batch dashboard stream dev-packages
 
+# slow tests that mostly wait, for brokers and for workers to be overtaken: two at a time
+WAITING := tests/test_streaming.py tests/test_decide.py
+
 .DEFAULT_GOAL := help
 .PHONY: help venv serve batch-demo stream-demo test test-slow browser postgresql spark kafka train models lint lock image clean
 # a stamp must not survive a command that failed
@@ -35,7 +38,8 @@ test: $(call installed,$(DEVELOPMENT)) ## run the tests
 	$(BIN)/pytest -m 'not slow' -n auto --maxprocesses 4
 
 test-slow: $(call installed,$(DEVELOPMENT)) ## run the tests that take minutes: Kafka, PostgreSQL, Spark, kills, fuzzing, memory, deploys under load
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(foreach file,$(WAITING),--ignore $(file))
+	$(BIN)/pytest -m slow -n 2 $(WAITING)
 
 browser: $(call installed,$(DEVELOPMENT)) ## install Chromium, which the tests of the page drive
 	@command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -qq -y chromium; } || $(BIN)/playwright install chromium
