@@ -2,12 +2,13 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 
 import msgspec
 
@@ -54,6 +55,20 @@ def service(name: str, url: str, *options: str, **environment: str) -> Iterator[
                     process.wait()
             told.seek(0)
             sys.stdout.write(told.read())  # pytest shows it where a test fails
+
+
+def stop(process: subprocess.Popen[str], url: str) -> None:
+    """Let a worker stand still, at an instant at which it doesn't hold SQLite's lock, which nobody could take from it."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        if not url.startswith("sqlite:"):
+            return
+        database = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0, isolation_level=None)
+        with closing(database), suppress(sqlite3.OperationalError):
+            database.execute("begin immediate")
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.003)
 
 
 class Reader:

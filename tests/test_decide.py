@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import requests
-from streams import MODELS, Reader, consumer, made_up, publish, service
+from streams import MODELS, Reader, consumer, made_up, publish, service, stop
 
 from conftest import free_port
 from ride_duration.model_file import load_model
@@ -191,7 +191,7 @@ def test_a_service_that_stood_still_while_another_took_over_decides_nothing_twic
         still = running.enter_context(service("decide", stream, *options))
         with closing(Reader(stream, DECISIONS)) as reader:
             reader.until(1)
-        still.send_signal(signal.SIGSTOP)
+        stop(still, stream)
         running.enter_context(service("decide", stream, *options))
         with closing(Reader(stream, DECISIONS)) as reader:
             reader.until(count, seconds=150)

@@ -18,7 +18,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 import requests
-from streams import Reader, consumer, made_up, publish
+from streams import Reader, consumer, made_up, publish, stop
 
 import conftest
 from benchmarks.stream.broker import PASSWORD, USER
@@ -189,7 +189,7 @@ def test_a_worker_that_stood_still_while_another_took_over_publishes_nothing(str
     with consumer(stream, "--batch", "50") as still:
         with closing(Reader(stream, PREDICTIONS)) as reader:
             reader.until(1)
-        still.send_signal(signal.SIGSTOP)
+        stop(still, stream)
         with consumer(stream, "--batch", "500"):
             with closing(Reader(stream, PREDICTIONS)) as reader:
                 reader.until(20_000, seconds=120)
