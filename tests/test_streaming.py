@@ -352,12 +352,12 @@ def test_the_sink_fills_the_batch_doors_database_exactly_once(
                 assert time.monotonic() < end, counted(predictions)
                 assert sink.poll() is None
                 time.sleep(0.3)
+            with closing(Reader(stream, DEAD_LETTERS)) as reader:
+                assert sorted(value or b"" for value in reader.until(len(poison), silence=1)) == sorted(poison)
             sink.terminate()
             assert sink.wait(timeout=30) == 0
         sink.communicate()
     assert counted(predictions) == {"predictions": 5_000, "ids": 5_000, "hourly": 4_999}  # one has no hour
-    with closing(Reader(stream, DEAD_LETTERS)) as reader:
-        assert sorted(value or b"" for value in reader.until(len(poison))) == sorted(poison)
 
 
 def counted(url: str) -> dict[str, int]:
