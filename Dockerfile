@@ -19,10 +19,11 @@ COPY ride_duration ride_duration
 COPY web web
 COPY batch batch
 COPY streaming streaming
+COPY registry registry
 COPY models models
 COPY predict.py client.py gunicorn.conf.py model.bin ./
 # compiled once here, since the user below may not write; 10001 by number, so that a cluster can see it isn't root
-RUN python -m compileall -q ride_duration web batch streaming predict.py client.py
+RUN python -m compileall -q ride_duration web batch streaming registry predict.py client.py
 USER 10001
 EXPOSE 9696
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \

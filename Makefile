@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 CATEGORIES ?=
+PULL_TO ?= served
 RECORDS ?= --month 2021-01 --test-month 2021-02 --final
 
 VENV := .venv
@@ -10,13 +11,13 @@ BIN := $(VENV)/bin
 installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 
 # what tests and checks need
-DEVELOPMENT := packages train report client batch dashboard stream dev-packages
+DEVELOPMENT := packages train report client batch dashboard stream registry dev-packages
 
 # slow tests that mostly wait, for brokers and for workers to be overtaken: two at a time
 WAITING := tests/test_streaming.py tests/test_decide.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve batch-demo stream-demo test test-slow browser postgresql spark kafka train models lint lock image clean
+.PHONY: help venv serve batch-demo stream-demo test test-slow browser postgresql spark kafka registry train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -25,8 +26,14 @@ help: ## list these commands
 
 venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving needs, and CATEGORIES="train client" beside it
 
-serve: $(call installed,packages) ## answer on port 9696 (PORT, MODEL and WEB_CONCURRENCY are obeyed)
+serve: $(call installed,packages $(if $(MODEL_URI),registry)) ## answer on port 9696 (PORT, MODEL, WEB_CONCURRENCY are obeyed, MODEL_URI follows MLflow)
+ifdef MODEL_URI
+	$(BIN)/python -m registry.pull --to $(PULL_TO)
+	@$(BIN)/python -m registry.pull --to $(PULL_TO) --watch --every 2 & pull=$$!; MODEL=$(PULL_TO)/model.bin $(BIN)/gunicorn predict:app & web=$$!; \
+	trap 'kill $$web $$pull' TERM INT; wait $$web; trap - TERM INT; kill $$pull 2> /dev/null; wait
+else
 	$(BIN)/gunicorn predict:app
+endif
 
 batch-demo: $(call installed,packages batch dashboard) ## make a rides database, score it by the day, show the dashboard on port 8050
 	$(BIN)/python -m batch.demo
@@ -53,6 +60,9 @@ spark: $(call installed,packages batch spark) ## install Spark, and Java if ther
 kafka: ## install Apache Kafka's jars, and Java and Maven if there are none, for the tests of the stream
 	@command -v mvn || { apt-get update -qq && apt-get install -qq -y maven default-jre-headless; }
 	@ls .kafka/libs/kafka_*.jar || mvn -q -B -f benchmarks/stream/kafka/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(abspath .kafka/libs)
+
+registry: $(VENV)/.pipenv ## install MLflow in an environment of its own, .registry; .registry/bin/mlflow server is a registry
+	@.registry/bin/mlflow --version 2> /dev/null || { $(PYTHON) -m venv --clear .registry && .registry/bin/pip install --quiet 'mlflow>=3.1' scikit-learn skops; }
 
 train: $(call installed,packages train) ## train model.bin on RECORDS, by default January and February 2021, fetched from TLC
 	$(BIN)/python train.py $(RECORDS)

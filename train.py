@@ -4,7 +4,6 @@ See `python train.py --help`, and `ride_duration/features.py` for what the model
 """
 
 import hashlib
-import os
 import pickle
 import platform
 import sys
@@ -27,7 +26,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"train.py needs {error.name}: run `make venv CATEGORIES=train`, then .venv/bin/python train.py")
 
 from ride_duration.model import Interval, ModelError
-from ride_duration.model_file import load_model, parse_model
+from ride_duration.model_file import load_model, parse_model, write_whole
 from ride_duration.ride import Target, check_ride
 from ride_duration.slices import shares
 
@@ -67,19 +66,6 @@ def describe(
 def span(months: list[str]) -> str:
     """2021-01, or the first and the last of several."""
     return months[0] if len(months) == 1 else f"{months[0]}..{months[-1]}"
-
-
-def write(content: bytes, path: Path) -> None:
-    """Put a file in its place in one step, when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def account_for(trips: Trips, account: Counter[str], target: Target, what: str) -> list[tuple[int, str]]:
@@ -190,8 +176,8 @@ def main(
         content = pickle.dumps(estimator, protocol=4)
         model = parse_model(content)
         if report:
-            write(render(model, load_old(out), train, evaluation, accounts), report)
-        write(content, out)
+            write_whole(render(model, load_old(out), train, evaluation, accounts), report)
+        write_whole(content, out)
     except (RecordsError, OSError, ModelError) as error:
         raise Refused(str(error)) from None
     click.echo(

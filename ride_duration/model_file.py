@@ -46,6 +46,19 @@ _ALLOWED = (
 _GOLDEN_TOLERANCE = 1e-6
 
 
+def write_whole(content: bytes, path: Path) -> None:
+    """Put a file in its place in one step, when it is whole and on the disk."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def load_model(path: str | os.PathLike[str], target: Target | None = None) -> LinearModel:
     """Read and check a model file.
 

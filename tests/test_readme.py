@@ -111,6 +111,7 @@ def test_what_is_not_run_is_what_needs_more_than_this_machine_has() -> None:
         "<!-- needs oha -->": ".venv/bin/python -m benchmarks.web",
         "<!-- needs minutes -->": ".venv/bin/python -m benchmarks.batch",
         "<!-- needs Java and minutes -->": ("make spark", "PATH="),
+        "<!-- needs a registry -->": ("make registry", ".registry/bin/mlflow server", "make serve MODEL_URI="),
         "<!-- needs minutes and Kafka -->": ("make kafka", ".venv/bin/python -m benchmarks.stream"),
     }
     assert {needs.strip() for needs, _, _ in BLOCKS if needs} == programs.keys()
@@ -142,7 +143,7 @@ def test_the_figures_shown_are_the_shipped_models(serve: Callable[..., Any]) -> 
 def test_every_setting_is_in_the_readme() -> None:
     sources = "".join(
         path.read_text()
-        for name in ("predict", "train", "client", "web/*", "batch/*", "streaming/*")
+        for name in ("predict", "train", "client", "web/*", "batch/*", "streaming/*", "registry/*")
         for path in PROJECT.glob(f"{name}.py")
     )
     named = set(re.findall(r'(?:os\.environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))

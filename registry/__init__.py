@@ -1,0 +1,1 @@
+"""The model registry: MLflow's, spoken to through its REST API."""

@@ -1,0 +1,127 @@
+"""From the registry into a folder that a door watches: `python -m registry.pull models:/ride-duration@champion --to served`.
+
+The doors know no registry: they watch a file, and what replaces it is a hot swap. While the registry is away, the last good
+file serves on.
+"""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import click
+
+from registry.mlflow import NotThereError, Registry, RegistryError
+from ride_duration import logs
+from ride_duration.logs import log
+from ride_duration.model import LinearModel, ModelError
+from ride_duration.model_file import load_model, parse_model, write_whole
+from ride_duration.ride import Target
+
+EXIT_REGISTRY, EXIT_MODEL = 3, 4
+FILE = "model.bin"
+
+
+class Puller:
+    """Keeps a file as the registry has it.
+
+    Parameters
+    ----------
+    target
+        What a model must predict to be put in place; None takes any.
+    """
+
+    def __init__(self, registry: Registry, uri: str, folder: Path, target: Target | None) -> None:
+        self.registry, self.uri, self.path, self.target = registry, uri, folder / FILE, target
+        self._found = ""
+        self._refused: dict[str, ModelError] = {}
+
+    def pull(self) -> LinearModel | None:
+        """Put the model in place if it is another than that which is there; None if it is the same as the last time.
+
+        Raises
+        ------
+        RegistryError, ModelError, OSError
+            What is in place stays.
+        """
+        place = self.registry.find(self.uri)
+        if place.folder == self._found and self.path.exists():
+            return None
+        if place.folder in self._refused:  # it is as bad as it was, and need not be fetched again
+            raise self._refused[place.folder]
+        try:
+            content = self.registry.model_file(place)
+            model = parse_model(content, self.target)
+        except ModelError as error:
+            self._refused[place.folder] = ModelError(f"{place.name}: {error}")
+            raise self._refused[place.folder] from None
+        if not self.path.exists() or self.path.read_bytes() != content:
+            write_whole(content, self.path)
+            log.info("pulled", extra={"fields": {"model": place.name, "model_version": model.version, "to": str(self.path)}})
+        self._found = place.folder
+        return model
+
+    def serving(self) -> LinearModel | None:
+        """The good model that is in place, if there is one."""
+        try:
+            return load_model(self.path, self.target)
+        except ModelError:
+            return None
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("uri", envvar="MODEL_URI")
+@click.option(
+    "--to",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The folder; the file in it is model.bin.",
+)
+@click.option(
+    "--registry",
+    "url",
+    default="http://127.0.0.1:5000",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URL",
+    help="MLflow's tracking server.",
+)
+@click.option("--watch", is_flag=True, help="Go on, and follow what the URI stands for.")
+@click.option("--every", type=click.IntRange(1, 86_400), default=5, metavar="SECONDS", help="How often --watch looks.")
+@click.option("--target", type=click.Choice(["duration", "fare", "tip"]), help="What the model must predict; any without it.")
+def main(uri: str, folder: Path, url: str, watch: bool, every: int, target: Target | None) -> None:
+    """Fetch a model from MLflow, check it, and put it where a door watches.
+
+    URI is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH.
+
+    A file that is not a model is refused, and what is in place serves on; so it does while the registry is away, which is told.
+
+    Exit codes: 0 a good model is in place, 2 wrong options, 3 none is, and the registry can't be asked, 4 none is, since what
+    the registry has is refused.
+    """
+    logs.set_up()
+    stopped = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stopped.set())
+    folder.mkdir(parents=True, exist_ok=True)
+    puller = Puller(Registry(url), uri, folder, target)
+    told = ""
+    while True:
+        try:
+            puller.pull()
+            told = ""
+        except (RegistryError, ModelError, OSError) as error:
+            serving = puller.serving()
+            if not serving and not (watch and isinstance(error, RegistryError) and not isinstance(error, NotThereError)):
+                click.echo(f"registry.pull: {error}", err=True)
+                sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
+            if str(error) != told:
+                told = str(error)
+                version = serving.version if serving else None
+                log.warning("not pulled", extra={"fields": {"reason": told, "model_version": version}})
+        if not watch or stopped.wait(every):
+            return
+
+
+if __name__ == "__main__":
+    main()

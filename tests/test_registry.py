@@ -1,0 +1,242 @@
+"""The way of a model from the registry to the service, with MLflow's own server as a process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from conftest import PROJECT, free_port, missing, running
+from ride_duration.model_file import load_model
+from ride_duration.ride import check_ride
+
+MLFLOW = PROJECT / ".registry" / "bin"
+NAME = "ride-duration"
+
+LOG = """
+import json, shutil, sys
+from pathlib import Path
+import mlflow
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+
+url, shipped, folder = sys.argv[1:]
+mlflow.set_tracking_uri(url)
+client = mlflow.MlflowClient()
+dicts = [{"PU_DO": f"{1 + n % 7}_{1 + n % 5}", "trip_distance": n / 4} for n in range(60)]
+pipeline = make_pipeline(DictVectorizer(), LinearRegression()).fit(dicts, [3 + n * 0.9 + n % 7 for n in range(60)])
+told = {"dicts": dicts, "uris": {}}
+with mlflow.start_run() as run:
+    told["run"] = run.info.run_id
+    for form in ("pickle", "cloudpickle", "skops"):
+        name = "model" if form == "pickle" else form
+        info = mlflow.sklearn.log_model(pipeline, name=name, serialization_format=form)
+        told["uris"][form] = f"runs:/{run.info.run_id}/{name}"
+    mlflow.log_artifact(shipped, "ours")
+    told["uris"]["ours"] = f"runs:/{run.info.run_id}/ours"
+    told["pyfunc"] = list(mlflow.pyfunc.load_model(told["uris"]["pickle"]).predict(dicts))
+    client.create_registered_model("ride-duration")
+    mlflow.register_model(told["uris"]["pickle"], "ride-duration")
+    client.create_model_version("ride-duration", f"{run.info.artifact_uri}/ours", run.info.run_id)
+    client.set_registered_model_alias("ride-duration", "champion", "2")
+Path(folder, "told.json").write_text(json.dumps(told))
+"""
+
+
+class Server:
+    """MLflow's tracking server, on SQLite, and what was logged to it."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (MLFLOW / "mlflow").exists():
+            missing("MLflow", "make registry")
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+        script = folder / "log.py"
+        script.write_text(LOG)
+        command = [str(part) for part in (MLFLOW / "python", script, self.url, PROJECT / "model.bin", folder)]
+        subprocess.run(command, check=True, capture_output=True, timeout=240)
+        self.told = json.loads((folder / "told.json").read_text())
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        options = [f"--backend-store-uri=sqlite:///{self.folder}/mlflow.db", f"--artifacts-destination={self.folder}/artifacts"]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [MLFLOW / "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1", *options],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its workers are ended with it
+            )
+        end = time.monotonic() + 120
+        while True:
+            try:
+                if requests.get(f"{self.url}/health", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                pass
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < end, (self.folder / "server.log").read_text()
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """Kill -9, its workers too."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def promote(self, version: int) -> None:
+        """Move the alias `champion`."""
+        content = {"name": NAME, "alias": "champion", "version": str(version)}
+        requests.post(f"{self.url}/api/2.0/mlflow/registered-models/alias", json=content, timeout=10).raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("mlflow"))
+    yield started
+    if started.process.poll() is None:
+        started.kill()
+
+
+def pull(uri: str, folder: Path, url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "registry.pull", uri, "--to", str(folder), "--registry", url, *options]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_courses_pipeline_is_served_unchanged(server: Server, tmp_path: Path) -> None:
+    run = pull(server.told["uris"]["pickle"], tmp_path, server.url)
+    assert run.returncode == 0, run.stderr
+    model = load_model(tmp_path / "model.bin")
+    for features, expected in zip(server.told["dicts"], server.told["pyfunc"], strict=True):
+        start, end = (int(zone) for zone in features["PU_DO"].split("_"))
+        ride = {"PULocationID": start, "DOLocationID": end, "trip_distance": features["trip_distance"]}
+        if features["trip_distance"]:  # 0 is an unknown distance
+            assert model.predict(check_ride(ride)) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_ours_comes_as_it_was_written_and_by_every_name(server: Server, tmp_path: Path) -> None:
+    content = (PROJECT / "model.bin").read_bytes()
+    for uri in (server.told["uris"]["ours"], f"models:/{NAME}/2", f"models:/{NAME}@champion"):
+        run = pull(uri, tmp_path / "served", server.url, "--target", "duration")
+        assert run.returncode == 0, run.stderr
+        assert (tmp_path / "served" / "model.bin").read_bytes() == content
+        (tmp_path / "served" / "model.bin").unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("uri", "options", "code", "reason"),
+    [
+        ("skops", [], 4, "it is skops"),
+        ("cloudpickle", [], 4, "it is cloudpickle"),
+        ("ours", ["--target", "fare"], 4, "it predicts duration, and this needs a model of fare"),
+        (f"models:/{NAME}@nobody", [], 3, "nobody"),
+        (f"models:/{NAME}/99", [], 3, "99"),
+        ("models:/nothing@champion", [], 3, "nothing"),
+        ("runs:/0123456789/model", [], 3, "0123456789"),
+        ("run/nothing", [], 3, "has nothing called nothing"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_a_sentence(
+    server: Server, tmp_path: Path, uri: str, options: list[str], code: int, reason: str
+) -> None:
+    uri = server.told["uris"].get(uri, uri).replace("run/", f"runs:/{server.told['run']}/")
+    run = pull(uri, tmp_path, server.url, *options)
+    assert (run.returncode, "Traceback" in run.stderr) == (code, False), run.stderr
+    assert reason in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("uri", "url", "reason"),
+    [
+        ("models:/x@champion", "http://u:secret@127.0.0.1:1", "does not answer"),
+        ("models:/x@champion", "nonsense", "does not answer"),
+        ("models:/x", "http://127.0.0.1:1", "is not a model: give"),
+        ("model.bin", "http://127.0.0.1:1", "is not a model: give"),
+    ],
+)
+def test_without_a_registry_it_says_so_and_the_last_good_file_stays(tmp_path: Path, uri: str, url: str, reason: str) -> None:
+    run = pull(uri, tmp_path, url)
+    assert (run.returncode, "Traceback" in run.stderr) == (3, False), run.stderr
+    assert reason in run.stderr
+    content = (PROJECT / "model.bin").read_bytes()
+    (tmp_path / "model.bin").write_bytes(content)
+    run = pull(uri, tmp_path, url)
+    assert run.returncode == 0, run.stderr
+    assert reason in run.stdout
+    assert "secret" not in run.stdout + run.stderr
+    assert (tmp_path / "model.bin").read_bytes() == content
+
+
+@contextmanager
+def load(url: str) -> Iterator[list[Any]]:
+    """Rides without end: the status and the version of each answer."""
+    answers: list[Any] = []
+    stopped = threading.Event()
+
+    def call() -> None:
+        with requests.Session() as session:
+            while not stopped.is_set():
+                ride = {"PULocationID": 1, "DOLocationID": 1, "trip_distance": 2}
+                try:
+                    answer = session.post(f"{url}/predict", json=ride, timeout=10)
+                    answers.append((answer.status_code, answer.json().get("model_version")))
+                except requests.RequestException as error:
+                    answers.append((0, str(error)))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    yield answers
+    stopped.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_promotion_is_a_hot_swap_without_a_failed_request_registry_or_not(server: Server, tmp_path: Path) -> None:
+    server.promote(2)
+    ours = load_model(PROJECT / "model.bin").version
+    command = ["make", "serve"]
+    environment = {
+        "MODEL_URI": f"models:/{NAME}@champion",
+        "MLFLOW_TRACKING_URI": server.url,
+        "PULL_TO": str(tmp_path / "served"),
+        "WEB_CONCURRENCY": "2",
+    }
+    with running(command, str(free_port()), PROJECT, **environment) as service, load(service.url) as answers:
+        assert requests.get(f"{service.url}/model", timeout=5).json()["version"] == ours
+        server.promote(1)
+        until(lambda: answers[-1][1].startswith("sha256:"))
+        server.kill()
+        time.sleep(8)  # it is asked meanwhile
+        assert answers[-1][1].startswith("sha256:")
+        assert "does not answer" in service.log.read_text()
+        server.start()
+        server.promote(2)
+        until(lambda: answers[-1][1] == ours)
+    assert {status for status, _ in answers} == {200}
+    assert len(answers) > 500
+    assert {version for _, version in answers} == {ours, answers[len(answers) // 2][1], ours} | {
+        version for _, version in answers if version.startswith("sha256:")
+    }
+
+
+def until(happens: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.1)
