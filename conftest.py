@@ -116,6 +116,30 @@ class Service(NamedTuple):
     log: Path
 
 
+def until_answers(url: str, process: subprocess.Popen[Any], log: Path, seconds: float = 30) -> None:
+    """Wait for a service; what it printed says why it doesn't answer."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if requests.get(url, timeout=5).ok:
+                return
+        except requests.RequestException:
+            pass
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, f"it did not answer within {seconds} s: {log.read_text()}"
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[Any], seconds: float = 15) -> None:
+    """Ask a process to end, and kill it if it doesn't."""
+    process.terminate()
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextmanager
 def running(command: list[str], port: str, cwd: Path = PROJECT, **environment: str) -> Iterator[Service]:
     """A service's process, from when it is ready; ended by SIGTERM."""
@@ -127,24 +151,10 @@ def running(command: list[str], port: str, cwd: Path = PROJECT, **environment: s
                 command, cwd=cwd, env=os.environ | {"PORT": port} | environment, stdout=output, stderr=output, text=True
             )
         try:
-            end = time.monotonic() + 30
-            while True:
-                try:
-                    if requests.get(f"{url}/readyz", timeout=5).ok:
-                        break
-                except requests.RequestException:
-                    pass
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < end, "the service did not answer within 30 s"
-                time.sleep(0.05)
+            until_answers(f"{url}/readyz", process, log)
             yield Service(url, process, log)
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
 
 
 @pytest.fixture(scope="session")

@@ -135,6 +135,16 @@ def _insist(call: Callable[[], Result], seconds: float = math.inf) -> Result:
         time.sleep(_AGAIN_SECONDS)
 
 
+def _enqueue(producer: ck.Producer, topic: str, value: bytes | None, key: str, **options: Any) -> None:
+    """Hand a message to librdkafka, when its queue has room for it."""
+    while True:
+        try:
+            producer.produce(topic, value, key, **options)
+            return
+        except BufferError:
+            producer.poll(0.1)
+
+
 def ensure_topics(url: str, names: Collection[str]) -> dict[str, int]:
     """Make the topics that aren't there; how many partitions each has.
 
@@ -280,7 +290,7 @@ class KafkaConsumer(KafkaFollower):
         try:
             positions = self._consumer.position(self._consumer.assignment())
             unread = [at.partition for at in positions if at.offset < 0]  # nothing of it was read yet
-            for at in [at for at in positions if at.offset >= 0] + (self._committed(unread) if unread else []):
+            for at in [at for at in positions if at.offset >= 0] + self._committed(unread):
                 low, high = self._consumer.get_watermark_offsets(at, cached=True)
                 lag += max(high - max(at.offset, low, 0), 0)
         except ck.KafkaException as error:
@@ -291,13 +301,7 @@ class KafkaConsumer(KafkaFollower):
         producer.begin_transaction()
         for output in outputs:
             partition = output.partition % self._partitions[output.topic]
-            headers: dict[str, str | bytes | None] = {**output.headers}
-            while True:
-                try:
-                    producer.produce(output.topic, output.value, output.key, partition=partition, headers=headers)
-                    break
-                except BufferError:  # librdkafka's queue is full: let it send
-                    producer.poll(0.1)
+            _enqueue(producer, output.topic, output.value, output.key, partition=partition, headers={**output.headers})
         producer.send_offsets_to_transaction(offsets, group, _SECONDS)
         producer.commit_transaction(_SECONDS)
 
@@ -309,13 +313,14 @@ class KafkaConsumer(KafkaFollower):
         """
         self._producer = self._new_producer()
         self._next.clear()
-        partitions = sorted(self.partitions())
-        for at in self._read_back(partitions) if partitions else []:
+        for at in self._read_back(sorted(self.partitions())):
             start = ck.TopicPartition(self.topic, at.partition, max(at.offset, ck.OFFSET_BEGINNING))
             _insist(partial(self._consumer.seek, start), _SECONDS)
 
     def _committed(self, partitions: Sequence[int]) -> list[ck.TopicPartition]:
         """What the group has committed; `OFFSET_INVALID` where it is nothing."""
+        if not partitions:
+            return []
         found: list[Any] = self._consumer.committed([ck.TopicPartition(self.topic, n) for n in partitions], _SECONDS)
         for at in found:
             if at.error:
@@ -358,7 +363,7 @@ class KafkaConsumer(KafkaFollower):
         """
         committed = _insist(partial(self._committed, partitions))
         self._remembered |= {number: OrderedDict() for number in partitions}
-        if not self.answers:
+        if not self.answers or not partitions:
             return committed
         ends: dict[int, int] = {}
         starts = []
@@ -408,17 +413,11 @@ class KafkaProducer:
     def send(self, messages: Iterable[tuple[str, bytes]]) -> int:
         """Publish keys and values; returns when all are acknowledged."""
         count = 0
-        for key, value in messages:
-            while True:
-                try:
-                    self._producer.produce(self.topic, value, key, on_delivery=self._delivered)
-                    break
-                except BufferError:
-                    self._producer.poll(0.1)
-                except ck.KafkaException as error:
-                    raise StreamError(f"{self.url}: {error.args[0].str()}") from None
-            self._producer.poll(0)
-            count += 1
+        with _told(self.url):
+            for key, value in messages:
+                _enqueue(self._producer, self.topic, value, key, on_delivery=self._delivered)
+                self._producer.poll(0)
+                count += 1
         while self._producer.flush(_SECONDS):
             log.warning("kafka", extra={"fields": {"reason": f"{len(self._producer)} messages are not acknowledged yet"}})
         failed, self._failed = self._failed, []

@@ -8,11 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 
 import msgspec
 
-from conftest import PROJECT
+from conftest import PROJECT, end
 from streaming.engine import follow, open_producer
 from streaming.messages import RIDES, TARGETS
 
@@ -47,12 +47,7 @@ def service(name: str, url: str, *options: str, **environment: str) -> Iterator[
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
-                process.terminate()
-                try:
-                    process.wait(timeout=40)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                end(process, seconds=40)
             told.seek(0)
             sys.stdout.write(told.read())  # pytest shows it where a test fails
 
@@ -94,3 +89,12 @@ class Reader:
 
 def consumer(url: str, *options: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
     return service("consume", url, *options, **environment)
+
+
+@contextmanager
+def consumers(url: str, *options: str) -> Iterator[None]:
+    """A worker of each model."""
+    with ExitStack() as running:
+        for path in MODELS.values():
+            running.enter_context(consumer(url, "--model", path, *options))
+        yield

@@ -13,7 +13,7 @@ import pytest
 import requests
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
-from streams import MODELS, consumer, made_up, publish, service
+from streams import MODELS, consumers, made_up, publish, service
 
 from conftest import PROJECT, free_port, running
 from ride_duration.model_file import load_model
@@ -32,8 +32,7 @@ def all_of_it(tmp_path_factory: pytest.TempPathFactory, service_url: str) -> Ite
     """The stream, and the backend of it."""
     stream = f"sqlite:///{tmp_path_factory.mktemp('backend')}/stream.db"
     with ExitStack() as stack:
-        for path in MODELS.values():
-            stack.enter_context(consumer(stream, "--model", path))
+        stack.enter_context(consumers(stream))
         stack.enter_context(service("decide", stream))
         yield stream, stack.enter_context(backend(stream, service_url))
 

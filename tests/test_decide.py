@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import requests
-from streams import MODELS, Reader, consumer, made_up, publish, service, stop
+from streams import MODELS, Reader, consumer, consumers, made_up, publish, service, stop
 
 from conftest import free_port
 from ride_duration.model_file import load_model
@@ -124,8 +124,7 @@ def test_three_models_answers_become_one_offer(stream: str) -> None:
     rides = made_up(300)
     publish(stream, rides)
     with ExitStack() as running:
-        for path in MODELS.values():
-            running.enter_context(consumer(stream, "--model", path))
+        running.enter_context(consumers(stream))
         running.enter_context(service("decide", stream, "--window", "600", "--idle", "60"))
         found = decisions(stream, 300)
     models = {target: load_model(path) for target, path in MODELS.items()}
@@ -166,8 +165,7 @@ def test_killed_eight_times_every_ride_is_decided_once(stream: str) -> None:
     publish(stream, made_up(count))
     options = ("--window", "600", "--idle", "30", "--batch", "200")
     with ExitStack() as running:
-        for path in MODELS.values():
-            running.enter_context(consumer(stream, "--model", path, "--batch", "100"))
+        running.enter_context(consumers(stream, "--batch", "100"))
         for attempt in range(8):
             with closing(Reader(stream, DECISIONS)) as reader, service("decide", stream, *options) as process:
                 if attempt < 4:  # while it starts, and while it decides
@@ -186,8 +184,7 @@ def test_a_service_that_stood_still_while_another_took_over_decides_nothing_twic
     publish(stream, made_up(count))
     options = ("--window", "600", "--idle", "30", "--batch", "100")
     with ExitStack() as running:
-        for path in MODELS.values():
-            running.enter_context(consumer(stream, "--model", path, "--batch", "100"))
+        running.enter_context(consumers(stream, "--batch", "100"))
         still = running.enter_context(service("decide", stream, *options))
         with closing(Reader(stream, DECISIONS)) as reader:
             reader.until(1)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from conftest import PROJECT, free_port, missing, running
+from conftest import PROJECT, free_port, missing, running, until_answers
 from ride_duration.model_file import load_model
 from ride_duration.ride import check_ride
 
@@ -78,16 +78,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,  # its workers are ended with it
             )
-        end = time.monotonic() + 120
-        while True:
-            try:
-                if requests.get(f"{self.url}/health", timeout=5).ok:
-                    return
-            except requests.RequestException:
-                pass
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            assert time.monotonic() < end, (self.folder / "server.log").read_text()
-            time.sleep(0.2)
+        until_answers(f"{self.url}/health", self.process, self.folder / "server.log", seconds=120)
 
     def kill(self) -> None:
         """Kill -9, its workers too."""
