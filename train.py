@@ -8,6 +8,8 @@ import pickle
 import platform
 import sys
 from collections import Counter
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,20 @@ try:
     import msgspec
     import numpy as np
     import sklearn
+    from sklearn.pipeline import Pipeline
     from threadpoolctl import threadpool_limits
 
+    from registry.embedded import open_registry
+    from registry.mlflow import Registry, RegistryError
+    from registry.runs import CANDIDATE, Training, keep
     from training.evaluation import BOOSTING, Evaluation, evaluate, in_range
     from training.fetch import TLC_URL, find, month_file
-    from training.fit import Estimator, bounds, calibrate, fit, linear_model
+    from training.fit import SETTINGS, Estimator, bounds, calibrate, fit, linear_model
     from training.records import PREFIXES, TARGETS, RecordsError, Trips, read_trips
 except ModuleNotFoundError as error:
     sys.exit(f"train.py needs {error.name}: run `make venv CATEGORIES=train`, then .venv/bin/python train.py")
 
-from ride_duration.model import Interval, ModelError
+from ride_duration.model import Interval, LinearModel, ModelError
 from ride_duration.model_file import load_model, parse_model, write_whole
 from ride_duration.ride import Target, check_ride
 from ride_duration.slices import shares
@@ -49,6 +55,7 @@ def describe(
     metadata = {
         "target": target,
         "trained_on": train.months(),
+        "trained_until": str(train.pickup.max().astype("datetime64[s]")),
         "rows": len(train.actual),
         **tested,
         **bounds(target),
@@ -98,6 +105,7 @@ def echo_metrics(metrics: dict[str, dict[str, float]], unit: str, heading: str) 
 @click.option("--month", "months", multiple=True, metavar="YYYY-MM", help="A month to train on; may be repeated.")
 @click.option("--test-month", "test_months", multiple=True, metavar="YYYY-MM", help="A later month to test on.")
 @click.option("--test", "tests", multiple=True, metavar="RECORDS", help="Records to test on: a path, a glob or a URL.")
+@click.option("--test-from", type=click.DateTime(), help="Test on the trips from this pickup time on, train on those before.")
 @click.option("--target", type=click.Choice(list(TARGETS)), default="duration", help="What to predict.")
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), default="data", help="Folder of the months' files.")
 @click.option("--source", default=TLC_URL, envvar="TLC_URL", metavar="URL", help="Where missing months are fetched from.")
@@ -105,12 +113,17 @@ def echo_metrics(metrics: dict[str, dict[str, float]], unit: str, heading: str) 
 @click.option("--final", is_flag=True, help="After testing, fit again on all months given, tests included.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page of plots and tables too.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="model.bin", help="The file to write.")
+@click.option(
+    "--mlflow", "registry_uri", metavar="URI", help="Log the training in MLflow: http://HOST:PORT or sqlite:///FILE.db."
+)
+@click.option("--register", "name", metavar="NAME", help=f"Register the model there, as the newest version and {CANDIDATE}.")
 def main(
     records: tuple[str, ...],
     taxi: str,
     months: tuple[str, ...],
     test_months: tuple[str, ...],
     tests: tuple[str, ...],
+    test_from: datetime | None,
     target: Target,
     data: Path,
     source: str,
@@ -118,6 +131,8 @@ def main(
     final: bool,
     report: Path | None,
     out: Path,
+    registry_uri: str | None,
+    name: str | None,
 ) -> None:
     """Train a model on TLC trip records and write model.bin.
 
@@ -128,7 +143,13 @@ def main(
     python train.py --month 2021-01 --test-month 2021-02            train on January, test on February
     python train.py --month 2021-01 --test-month 2021-02 --final    the same, then fit on both
     python train.py 'data/green_*.parquet'                          train on files, test on nothing
+    python train.py --month 2021-01 --test-from 2021-01-25          train on January before the 25th, test on the rest
+    python train.py --month 2021-01 --mlflow sqlite:///mlflow.db --register ride-duration
+
+    Exit codes: 0 done, 2 wrong options or records, 3 the registry can't be used.
     """
+    if name and not registry_uri:
+        raise click.UsageError("--register needs --mlflow: where to register")
     accounts: dict[str, list[tuple[int, str]]] = {}
 
     def load(names: tuple[str, ...], wanted: tuple[str, ...], what: str) -> Trips | None:
@@ -142,48 +163,107 @@ def main(
             click.echo(f"{rows:12,} {reason}")
         return trips
 
-    try:
-        if report:
-            from training.report import render  # needs what training alone doesn't
-        train, test = load(records, months, "training"), load(tests, test_months, "test")
-        if train is None:
-            raise RecordsError("nothing to train on; give records, or --month 2021-01")
-        train = train.part(in_range(train, target))
-        if final and test is None:
-            raise RecordsError("--final fits again after a test; give --test-month or --test, or leave it out")
-        if test and test.months()[0] <= train.months()[-1]:
-            raise RecordsError(
-                f"a test must be of later months than training, else it proves nothing; "
-                f"got training on {span(train.months())}, test on {span(test.months())}"
-            )
-        with threadpool_limits(1):  # the same sums in the same order give the same bytes
-            estimator, interval = fit(train), calibrate(train, target)
-            evaluation: Evaluation | None = None
-            tested: dict[str, Any] = {"tested_on": [], "metrics": {}, "metrics_trained_on": []}
-            if test:
-                evaluation = evaluate(train, test, estimator, interval, target, boosting=report is not None)
-                # what is installed must not change the file
-                metrics = {name: row for name, row in evaluation.metrics.items() if not name.startswith(BOOSTING)}
-                tested = {"tested_on": test.months(), "metrics": metrics, "metrics_trained_on": train.months()}
-                heading = f"errors: trained on {span(train.months())}, tested on {span(test.months())}"
-                echo_metrics(evaluation.metrics, TARGETS[target].unit, heading)
-            else:
-                click.echo("\nno errors to show: give --test-month or --test with later months")
-            if test and final:
-                train = Trips.join([train, test.part(in_range(test, target))])
+    with ExitStack() as opened:
+        try:
+            wants_page = bool(report or registry_uri)
+            if wants_page:
+                from training.report import render  # needs what training alone doesn't
+            registry = opened.enter_context(open_registry(registry_uri)) if registry_uri else None
+            if registry:
+                registry.reach()  # else an hour of training would be lost on a typo
+            train, test = load(records, months, "training"), load(tests, test_months, "test")
+            if train is None:
+                raise RecordsError("nothing to train on; give records, or --month 2021-01")
+            if test_from:
+                if test:
+                    raise RecordsError("--test-from takes the test from the training records: no --test, no --test-month")
+                train, test = parted(train, test_from)
+            train = train.part(in_range(train, target))
+            if final and test is None:
+                raise RecordsError("--final fits again after a test; give --test-month, --test or --test-from, or leave it out")
+            if test and test.pickup.min() <= train.pickup.max():
+                raise RecordsError(
+                    f"a test must be of later months than training, else it proves nothing; "
+                    f"got training on {span(train.months())}, test on {span(test.months())}"
+                )
+            with threadpool_limits(1):  # the same sums in the same order give the same bytes
                 estimator, interval = fit(train), calibrate(train, target)
-            estimator[1].metadata_ = describe(estimator, train, target, interval, tested)
-        content = pickle.dumps(estimator, protocol=4)
-        model = parse_model(content)
-        if report:
-            write_whole(render(model, load_old(out), train, evaluation, accounts), report)
-        write_whole(content, out)
-    except (RecordsError, OSError, ModelError) as error:
-        raise Refused(str(error)) from None
-    click.echo(
-        f"\n{out}: version {model.version}, trained on {span(train.months())} ({len(train.actual):,} rides), "
-        f"{model.coefficients:,} coefficients, {len(content) / 1e6:.2f} MB"
+                evaluation: Evaluation | None = None
+                tested: dict[str, Any] = {"tested_on": [], "metrics": {}, "metrics_trained_on": []}
+                if test:
+                    evaluation = evaluate(train, test, estimator, interval, target, boosting=wants_page)
+                    # what is installed must not change the file
+                    metrics = {name: row for name, row in evaluation.metrics.items() if not name.startswith(BOOSTING)}
+                    tested = {"tested_on": test.months(), "metrics": metrics, "metrics_trained_on": train.months()}
+                    heading = f"errors: trained on {span(train.months())}, tested on {span(test.months())}"
+                    echo_metrics(evaluation.metrics, TARGETS[target].unit, heading)
+                else:
+                    click.echo("\nno errors to show: give --test-month, --test or --test-from with later trips")
+                if test and final:
+                    train = Trips.join([train, test.part(in_range(test, target))])
+                    estimator, interval = fit(train), calibrate(train, target)
+                estimator[1].metadata_ = describe(estimator, train, target, interval, tested)
+            content = pickle.dumps(estimator, protocol=4)
+            model = parse_model(content)
+            page = render(model, load_old(out), train, evaluation, accounts) if wants_page else b""
+            if report:
+                write_whole(page, report)
+            write_whole(content, out)
+        except (RecordsError, OSError, ModelError) as error:
+            raise Refused(str(error)) from None
+        except RegistryError as error:
+            raise NotLogged(str(error)) from None
+        click.echo(
+            f"\n{out}: version {model.version}, trained on {span(train.months())} ({len(train.actual):,} rides), "
+            f"{model.coefficients:,} coefficients, {len(content) / 1e6:.2f} MB"
+        )
+        if registry:
+            options = {"records": " ".join([*records, *months]), "max_rows": max_rows, "final": final, "test_from": test_from}
+            metrics = evaluation.metrics if evaluation else {}
+            try:
+                click.echo(log_training(registry, name, estimator, model, content, options, metrics, page))
+            except RegistryError as error:
+                raise NotLogged(f"{out} is written, but not logged: {error}") from None
+
+
+def parted(trips: Trips, time: datetime) -> tuple[Trips, Trips]:
+    """The trips before a time, and those from it on; RecordsError if either has none."""
+    later = trips.pickup >= np.datetime64(time)
+    if later.all() or not later.any():
+        span = f"{trips.pickup.min().astype('datetime64[s]')} to {trips.pickup.max().astype('datetime64[s]')}"
+        raise RecordsError(f"no trip is {'before' if later.all() else 'from'} {time}: the training records go from {span}")
+    return trips.part(~later), trips.part(later)
+
+
+def log_training(
+    registry: Registry,
+    name: str | None,
+    estimator: Estimator,
+    model: LinearModel,
+    content: bytes,
+    options: dict[str, Any],
+    metrics: dict[str, dict[str, float]],
+    page: bytes,
+) -> str:
+    """Keep a training in the registry, see `registry.runs.keep`; what was done, in words."""
+    assert model.metadata is not None
+    facts = msgspec.structs.asdict(model.metadata)
+    told = {key: facts[key] for key in ("trained_on", "trained_until", "tested_on", "rows")} | {
+        "coefficients": model.coefficients
+    }
+    pipeline = Pipeline([("vectorizer", estimator[0]), ("regression", estimator[1])])
+    training = Training(
+        model.version,
+        model.target,
+        content,
+        pickle.dumps(pipeline, protocol=4),
+        model.metadata.libraries,
+        options | told | SETTINGS,
+        metrics,
+        page,
     )
+    run, number = keep(registry, training, name)
+    return f"logged as run {run}" + (f", registered as {name}, version {number}, its {CANDIDATE}" if number else "")
 
 
 def load_old(path: Path) -> Any:
@@ -198,6 +278,12 @@ class Refused(click.ClickException):
     """Records or options that can't be trained on."""
 
     exit_code = 2
+
+
+class NotLogged(click.ClickException):
+    """A registry that can't be used."""
+
+    exit_code = 3
 
 
 if __name__ == "__main__":

@@ -5,16 +5,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ride_duration.inputs import Columns, hours_of_week
 from ride_duration.model import LinearModel
-from ride_duration.ride import FIRST_YEAR, LAST_YEAR, MAX_MILES, InvalidRide, check_ride
+from ride_duration.ride import InvalidRide, check_ride
 from ride_duration.stores import MISSING, NUMBERS, TABLES, now, of_seconds
+from ride_duration.stores.columns import columns_of, well_formed
 from ride_duration.stores.ids import Ids
-from ride_duration.zones import FIRST_ZONE, LAST_ZONE
-
-_FIRST_TIME, _END_OF_TIME = (np.datetime64(f"{year}-01-01", "s").astype(int) for year in (FIRST_YEAR, LAST_YEAR + 1))
 
 
 def score(model: LinearModel, batch: pa.RecordBatch, ids: Ids) -> tuple[pa.Table, pa.Table]:
@@ -27,21 +23,16 @@ def score(model: LinearModel, batch: pa.RecordBatch, ids: Ids) -> tuple[pa.Table
     ids
         Those of the batches before.
     """
-    pickup = batch["pickup"].to_numpy()
-    *zones, distance = (batch[name].to_numpy() for name in NUMBERS)
-    miles = np.where(distance == MISSING, np.nan, distance)
-    good = pc.equal(batch["odd"], "").to_numpy(zero_copy_only=False)
-    good &= (pickup >= _FIRST_TIME) & (pickup < _END_OF_TIME)
-    for zone in zones:
-        good &= (zone >= FIRST_ZONE) & (zone <= LAST_ZONE) & (zone == np.floor(zone))
-    good &= (np.isnan(miles) & (not model.needs_distance)) | ((miles >= 0) & (miles <= MAX_MILES))
+    when, scored_at = batch["pickup"].to_numpy().astype("datetime64[s]"), now()
+    good = well_formed(batch)
+    if model.needs_distance:
+        good &= batch["trip_distance"].to_numpy() != MISSING
     ride_ids = ids.of(batch)
-    when, scored_at = pickup.astype("datetime64[s]"), now()
 
     rows = np.flatnonzero(good)
     if len(rows) == len(batch):
         rows = slice(None)  # type: ignore[assignment]  # no copies
-    columns = Columns(zones[0][rows].astype(np.int64), zones[1][rows].astype(np.int64), miles[rows], hours_of_week(when[rows]))
+    columns = columns_of(batch, rows)
     durations = model.predict_columns(columns)
     count = len(durations)
     low, high = model.interval_columns(columns, durations) if model.has_interval else (pa.nulls(count), pa.nulls(count))

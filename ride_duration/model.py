@@ -48,6 +48,8 @@ class Metadata(msgspec.Struct, kw_only=True):
     target: Target
     trained_on: list[str]
     """Months, like 2021-01."""
+    trained_until: str | None = None
+    """The last pickup among the rides trained on, like 2021-01-31T23:58:42: rides after it are new to the model."""
     rows: int
     """Rides trained on."""
     metrics: dict[str, dict[str, float]]

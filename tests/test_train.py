@@ -17,10 +17,10 @@ from ride_duration.features import MODEL_GROUPS, features
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model
 from ride_duration.ride import Target
+from ride_duration.sanity import examine
 from training.evaluation import ANY
 from training.fit import Estimator, design, linear_model, vectorize, without_time
 from training.records import Trips, read_trips
-from training.sanity import examine
 
 JANUARY = ["--month", "2021-01"]
 TESTED = [*JANUARY, "--test-month", "2021-02"]

@@ -13,6 +13,7 @@ from ride_duration.features import GROUP, MODEL_GROUPS, Group
 from ride_duration.inputs import MAX_SCORED_MILES, UNKNOWN_HOUR, Columns, inputs_of_columns
 from ride_duration.model import Interval, LinearModel, Metadata
 from ride_duration.ride import Target
+from ride_duration.sanity import FLOOR
 from training.records import TARGETS, RecordsError, Trips
 
 COURSE_GROUPS = [GROUP["PU_DO"], GROUP["trip_distance"]]
@@ -28,10 +29,10 @@ the file of millions of rides small."""
 FEWEST_RIDES = 100
 """Rides that can be learnt from at all."""
 
-FLOOR = 0.8
-"""Minutes a mile below which no ride is predicted: 75 miles an hour."""
-
 LEVEL, OFFSET = 0.8, 5.0
+
+SETTINGS = {"alpha": ALPHA, "timeless_weight": TIMELESS_WEIGHT, "fewest_rows": FEWEST_ROWS, "floor": FLOOR, "level": LEVEL}
+"""What a training is told apart by when it is logged."""
 
 Values = NDArray[np.float64]
 Estimator = tuple[DictVectorizer, Ridge | LinearRegression]

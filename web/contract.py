@@ -10,7 +10,7 @@ from ride_duration.model import Interval
 from ride_duration.ride import FieldError, RideId
 
 Minutes = Annotated[float, Meta(description="Minutes, unrounded.")]
-Version = Annotated[str, Meta(description="The model that answered.", examples=["2021-01..2021-02-e6ee643a"])]
+Version = Annotated[str, Meta(description="The model that answered.", examples=["2021-01..2021-02-825bf825"])]
 Ends = Annotated[tuple[float, float], Meta(description="Low and high end, in minutes, of what 80 % of such rides last.")]
 
 
@@ -45,6 +45,7 @@ class Description(msgspec.Struct, kw_only=True):
     version: Version
     target: str
     trained_on: list[str] | None = None
+    trained_until: str | None = None
     rows: int | None = None
     metrics: dict[str, dict[str, float]] | None = None
     metrics_trained_on: list[str] | None = None
