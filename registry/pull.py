@@ -11,7 +11,9 @@ from pathlib import Path
 
 import click
 
+from registry.embedded import open_registry
 from registry.mlflow import NotThereError, Registry, RegistryError
+from registry.options import registry_option
 from ride_duration import logs
 from ride_duration.logs import log
 from ride_duration.model import LinearModel, ModelError
@@ -70,7 +72,7 @@ class Puller:
 
 
 @click.command(context_settings={"show_default": True})
-@click.argument("uri", envvar="MODEL_URI")
+@click.argument("model_uri", metavar="URI", envvar="MODEL_URI")
 @click.option(
     "--to",
     "folder",
@@ -78,18 +80,11 @@ class Puller:
     type=click.Path(path_type=Path, file_okay=False),
     help="The folder; the file in it is model.bin.",
 )
-@click.option(
-    "--registry",
-    "url",
-    default="http://127.0.0.1:5000",
-    envvar="MLFLOW_TRACKING_URI",
-    metavar="URL",
-    help="MLflow's tracking server.",
-)
+@registry_option
 @click.option("--watch", is_flag=True, help="Go on, and follow what the URI stands for.")
 @click.option("--every", type=click.IntRange(1, 86_400), default=5, metavar="SECONDS", help="How often --watch looks.")
 @click.option("--target", type=click.Choice(["duration", "fare", "tip"]), help="What the model must predict; any without it.")
-def main(uri: str, folder: Path, url: str, watch: bool, every: int, target: Target | None) -> None:
+def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target: Target | None) -> None:
     """Fetch a model from MLflow, check it, and put it where a door watches.
 
     URI is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH.
@@ -104,7 +99,25 @@ def main(uri: str, folder: Path, url: str, watch: bool, every: int, target: Targ
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())
     folder.mkdir(parents=True, exist_ok=True)
-    puller = Puller(Registry(url), uri, folder, target)
+    try:
+        with open_registry(uri) as registry:
+            follow(Puller(registry, model_uri, folder, target), every if watch else None, stopped)
+    except ModelError as error:
+        click.echo(f"registry.pull: {error}", err=True)
+        sys.exit(EXIT_MODEL)
+    except (RegistryError, OSError) as error:
+        click.echo(f"registry.pull: {error}", err=True)
+        sys.exit(EXIT_REGISTRY)
+
+
+def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:
+    """Pull, every so many seconds until `stopped`, or once; what can't be pulled is told while a good model is in place.
+
+    Raises
+    ------
+    RegistryError, ModelError, OSError
+        If no good model is in place; but a registry that is away is waited for when there is a next time.
+    """
     told = ""
     while True:
         try:
@@ -112,14 +125,14 @@ def main(uri: str, folder: Path, url: str, watch: bool, every: int, target: Targ
             told = ""
         except (RegistryError, ModelError, OSError) as error:
             serving = puller.serving()
-            if not serving and not (watch and isinstance(error, RegistryError) and not isinstance(error, NotThereError)):
-                click.echo(f"registry.pull: {error}", err=True)
-                sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
+            away = isinstance(error, RegistryError) and not isinstance(error, NotThereError)
+            if not serving and not (every and away):
+                raise
             if str(error) != told:
                 told = str(error)
                 version = serving.version if serving else None
                 log.warning("not pulled", extra={"fields": {"reason": told, "model_version": version}})
-        if not watch or stopped.wait(every):
+        if every is None or stopped.wait(every):
             return
 
 

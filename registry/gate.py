@@ -1,0 +1,196 @@
+"""Whether a candidate may take the champion's place: both asked for rides that neither was trained on, side by side.
+
+Every check is a figure, the lower the better, and a limit. Where the champion itself is beyond a limit, a candidate that is
+no worse passes: what has drifted for both must not keep the better one out. How much two equally good models differ by chance,
+`python -m benchmarks.gate` measures; the limits leave three times that.
+"""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ride_duration.inputs import Columns
+from ride_duration.model import GoldenRide, LinearModel
+from ride_duration.ride import EXAMPLE, InvalidRide, Ride, check_ride
+from ride_duration.sanity import examine
+from ride_duration.slices import SLICES, slices
+
+FEWEST = 1000
+"""Labelled rides that can tell two models apart at all."""
+
+FEWEST_IN_SLICE = 300
+ROUNDS, CALLS = 15, 200
+"""Of measuring what a ride costs."""
+
+Values = NDArray[np.float64]
+
+
+class Limits(NamedTuple):
+    """What a candidate is held to."""
+
+    rmse: float = 1.005
+    """Of the champion's."""
+    bias: float = 0.5
+    """Minutes, either way; or 0.05 more than the champion's."""
+    coverage: float = 0.05
+    """How far the share of rides within the interval may be from what it promises; or 0.01 farther than the champion's."""
+    worst_slice: float = 1.1
+    """RMSE in any hour, weekday, borough or band of miles, of the champion's there."""
+    golden: float = 0.75
+    """How far an answer to one of the champion's golden rides may be from the champion's: of that and 5 minutes more."""
+    falling: float = 0.02
+    """Share of rides that get over a minute shorter by a quarter of a mile more; or 0.01 more than the champion's."""
+    fall: float = 5.0
+    """Minutes that any gets shorter by it; or half a minute more than the champion's."""
+    microseconds: float = 50.0
+    """CPU time of one ride."""
+    megabytes: float = 8.0
+
+
+class Check(msgspec.Struct):
+    """A figure of both, the lower the better."""
+
+    name: str
+    candidate: float | None
+    """None where it has none: a ride without an answer, an interval that is missing."""
+    champion: float | None
+    limit: float
+    where: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within the limit."""
+        return self.candidate is not None and self.candidate <= self.limit
+
+    def reason(self) -> str:
+        """What is wrong, in words."""
+        beside = "" if self.champion is None else f"; the champion's is {self.champion:.4g}"
+        found = "there is none" if self.candidate is None else f"{self.candidate:.4g} is over {self.limit:.4g}"
+        return f"{self.name}{f' ({self.where})' if self.where else ''}: {found}{beside}"
+
+
+class Figures(NamedTuple):
+    """What is found of a model by itself, the lower the better."""
+
+    off: Values
+    """Predicted less actual, minutes."""
+    rmse: float
+    bias: float
+    """Minutes, without its sign."""
+    coverage_off: float | None
+    """How far the share of rides within the interval is from what it promises; None without an interval."""
+    falling: float
+    fall: float
+
+
+def figures(model: LinearModel, rides: Columns, actual: Values) -> Figures:
+    """Ask a model for rides whose duration is known, and sweep it; takes seconds."""
+    predicted = model.predict_columns(rides)
+    off = predicted - actual
+    coverage_off = None
+    if model.metadata and model.metadata.interval:
+        low, high = model.interval_columns(rides, predicted)
+        coverage_off = abs(float(((low <= actual) & (actual <= high)).mean()) - model.metadata.interval.level)
+    swept = examine(model, rides)
+    return Figures(off, _rmse(off), abs(float(off.mean())), coverage_off, swept.falling, swept.largest_fall)
+
+
+def compare(
+    candidate: LinearModel,
+    champion: LinearModel | None,
+    rides: Columns,
+    actual: Values,
+    sizes: tuple[int, int] = (0, 0),
+    limits: Limits = Limits(),  # noqa: B008  # it can't be changed
+) -> list[Check]:
+    """The checks of a candidate.
+
+    Parameters
+    ----------
+    champion
+        None when there is none yet: then RMSE is held against answering every ride with the mean, and what has only the
+        champion for a measure is left out.
+    rides, actual
+        Rides that usual durations are known of, in minutes, and which neither model has seen.
+    sizes
+        Bytes of the candidate's file, and of the champion's.
+    """
+    unknown = np.isnan(rides.trip_distance)
+    unanswered = [float(unknown.mean()) if model and model.needs_distance else 0.0 for model in (candidate, champion)]
+    if any(unanswered):
+        rides, actual = rides.part(~unknown), actual[~unknown]
+    own, other = figures(candidate, rides, actual), figures(champion, rides, actual) if champion else None
+
+    def held(name: str, value: float | None, before: float | None, limit: float, slack: float = 0.0) -> Check:
+        """A check with a limit of its own, or what the champion has and a little more."""
+        return Check(name, value, before, limit if before is None else max(limit, before + slack))
+
+    checks = [held("rides without an answer", unanswered[0], unanswered[1] if champion else None, 0.0)]
+    if other is None:
+        checks.append(Check("RMSE, minutes", own.rmse, None, float(actual.std())))
+    else:
+        checks.append(Check("RMSE, minutes", own.rmse, other.rmse, other.rmse * limits.rmse))
+    checks.append(held("bias, minutes", own.bias, other and other.bias, limits.bias, slack=0.05))
+    coverage_off = other and other.coverage_off
+    if own.coverage_off is not None or coverage_off is not None:
+        checks.append(held("coverage off by", own.coverage_off, coverage_off, limits.coverage, slack=0.01))
+    if other and (worst := _worst_slice(rides, own.off, other.off)):
+        checks.append(Check("RMSE in the worst slice, of the champion's", worst[0], 1.0, limits.worst_slice, worst[1]))
+    if champion and champion.metadata and champion.metadata.golden:
+        checks.append(_golden(candidate, champion.metadata.golden, limits))
+    cost, cost_before = _costs(candidate, champion)
+    size, size_before = (bytes_ / 1e6 for bytes_ in sizes)
+    return [
+        *checks,
+        held("rides that get shorter with distance", own.falling, other and other.falling, limits.falling, slack=0.01),
+        held("largest fall with distance, minutes", own.fall, other and other.fall, limits.fall, slack=0.5),
+        Check("cost of a ride, CPU µs", cost, cost_before, limits.microseconds),
+        Check("size, MB", size, size_before if champion else None, limits.megabytes),
+    ]
+
+
+def _rmse(off: Values) -> float:
+    return float(np.sqrt((off**2).mean()))
+
+
+def _worst_slice(rides: Columns, off: Values, before: Values) -> tuple[float, str] | None:
+    """The largest ratio of RMSEs, and where."""
+    found = []
+    for name, places in slices(rides).items():
+        for place, label in enumerate(SLICES[name]):
+            rows = places == place
+            if rows.sum() >= FEWEST_IN_SLICE:
+                found.append((_rmse(off[rows]) / _rmse(before[rows]), f"{name} {label}"))
+    return max(found, default=None)
+
+
+def _golden(candidate: LinearModel, rides: list[GoldenRide], limits: Limits) -> Check:
+    worst, where = 0.0, ""
+    for golden in rides:
+        told = f"{golden.ride.PULocationID} to {golden.ride.DOLocationID}, {golden.ride.trip_distance} miles"
+        try:
+            apart = abs(candidate.predict(golden.ride) - golden.prediction) / (golden.prediction + 5)
+        except InvalidRide:
+            return Check("golden rides", None, 0.0, limits.golden, told)
+        if apart > worst:
+            worst, where = apart, told
+    return Check("golden rides, apart from the champion", worst, 0.0, limits.golden, where)
+
+
+def _costs(candidate: LinearModel, champion: LinearModel | None) -> tuple[float, float | None]:
+    """CPU µs of one ride, both measured in turns."""
+    ride: Ride = check_ride(EXAMPLE)
+    models = [model for model in (candidate, champion) if model]
+    found: list[list[float]] = [[] for _ in models]
+    for _ in range(ROUNDS):
+        for model, costs in zip(models, found, strict=True):
+            began = time.thread_time()
+            for _ in range(CALLS):
+                model.predict(ride)
+            costs.append((time.thread_time() - began) / CALLS * 1e6)
+    medians = [statistics.median(costs) for costs in found]
+    return medians[0], medians[1] if champion else None
