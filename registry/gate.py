@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ride_duration.inputs import Columns
 from ride_duration.model import GoldenRide, LinearModel
 from ride_duration.ride import EXAMPLE, InvalidRide, Ride, check_ride
-from ride_duration.sanity import examine
+from ride_duration.sanity import falls
 from ride_duration.slices import SLICES, slices
 
 FEWEST = 1000
@@ -88,15 +88,14 @@ class Figures(NamedTuple):
 
 
 def figures(model: LinearModel, rides: Columns, actual: Values) -> Figures:
-    """Ask a model for rides whose duration is known, and sweep it; takes seconds."""
+    """Ask a model for rides whose duration is known, and sweep it over distances."""
     predicted = model.predict_columns(rides)
     off = predicted - actual
     coverage_off = None
     if model.metadata and model.metadata.interval:
         low, high = model.interval_columns(rides, predicted)
         coverage_off = abs(float(((low <= actual) & (actual <= high)).mean()) - model.metadata.interval.level)
-    swept = examine(model, rides)
-    return Figures(off, _rmse(off), abs(float(off.mean())), coverage_off, swept.falling, swept.largest_fall)
+    return Figures(off, _rmse(off), abs(float(off.mean())), coverage_off, *falls(model, rides))
 
 
 def compare(

@@ -63,12 +63,19 @@ class Puller:
         self._found = place.folder
         return model
 
-    def serving(self) -> LinearModel | None:
-        """The good model that is in place, if there is one."""
-        try:
-            return load_model(self.path, self.target)
-        except ModelError:
-            return None
+
+def in_place(path: Path, target: Target | None) -> LinearModel | None:
+    """The good model that a file is, if it is one."""
+    try:
+        return load_model(path, target)
+    except ModelError:
+        return None
+
+
+def tell(error: Exception, serving: LinearModel | None) -> None:
+    """Log why nothing was pulled, and what serves on."""
+    fields = {"reason": str(error), "model_version": serving and serving.version}
+    log.warning("not pulled", extra={"fields": fields})
 
 
 @click.command(context_settings={"show_default": True})
@@ -102,12 +109,12 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
     try:
         with open_registry(uri) as registry:
             follow(Puller(registry, model_uri, folder, target), every if watch else None, stopped)
-    except ModelError as error:
+    except (RegistryError, ModelError, OSError) as error:
+        if serving := in_place(folder / FILE, target):
+            tell(error, serving)
+            return
         click.echo(f"registry.pull: {error}", err=True)
-        sys.exit(EXIT_MODEL)
-    except (RegistryError, OSError) as error:
-        click.echo(f"registry.pull: {error}", err=True)
-        sys.exit(EXIT_REGISTRY)
+        sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
 
 
 def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:
@@ -124,14 +131,13 @@ def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:
             puller.pull()
             told = ""
         except (RegistryError, ModelError, OSError) as error:
-            serving = puller.serving()
+            serving = in_place(puller.path, puller.target)
             away = isinstance(error, RegistryError) and not isinstance(error, NotThereError)
-            if not serving and not (every and away):
+            if every is None or not (serving or away):
                 raise
             if str(error) != told:
                 told = str(error)
-                version = serving.version if serving else None
-                log.warning("not pulled", extra={"fields": {"reason": told, "model_version": version}})
+                tell(error, serving)
         if every is None or stopped.wait(every):
             return
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 
 from conftest import PROJECT, free_port, missing, running, until_answers
+from ride_duration.features import MODEL_GROUPS, features
 from ride_duration.model_file import load_model
 from ride_duration.ride import check_ride
 
@@ -77,6 +80,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # its workers are ended with it
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # half of what it would start
             )
         until_answers(f"{self.url}/health", self.process, self.folder / "server.log", seconds=120)
 
@@ -99,9 +103,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         started.kill()
 
 
+def run(*command: object, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, *map(str, command)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+
 def pull(uri: str, folder: Path, url: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "registry.pull", uri, "--to", str(folder), "--registry", url, *options]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    return run("-m", "registry.pull", uri, "--to", folder, "--registry", url, *options)
+
+
+def trained(data: Path, out: Path, registry: str, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Train on what `options` say, and register."""
+    return run(PROJECT / "train.py", "--data", data, "--out", out, "--mlflow", registry, "--register", name, *options)
+
+
+def promote(registry: str, name: str, *options: object) -> subprocess.CompletedProcess[str]:
+    return run("-m", "registry.promote", name, "--registry", registry, *options)
+
+
+def get(server: Server, route: str, **parameters: str) -> Any:
+    answer = requests.get(f"{server.url}/api/2.0/{route}", params=parameters, timeout=10)
+    answer.raise_for_status()
+    return answer.json()
 
 
 @pytest.mark.slow
@@ -109,10 +133,10 @@ def test_a_courses_pipeline_is_served_unchanged(server: Server, tmp_path: Path) 
     run = pull(server.told["uris"]["pickle"], tmp_path, server.url)
     assert run.returncode == 0, run.stderr
     model = load_model(tmp_path / "model.bin")
-    for features, expected in zip(server.told["dicts"], server.told["pyfunc"], strict=True):
-        start, end = (int(zone) for zone in features["PU_DO"].split("_"))
-        ride = {"PULocationID": start, "DOLocationID": end, "trip_distance": features["trip_distance"]}
-        if features["trip_distance"]:  # 0 is an unknown distance
+    for dict_, expected in zip(server.told["dicts"], server.told["pyfunc"], strict=True):
+        start, end = (int(zone) for zone in dict_["PU_DO"].split("_"))
+        ride = {"PULocationID": start, "DOLocationID": end, "trip_distance": dict_["trip_distance"]}
+        if dict_["trip_distance"]:  # 0 is an unknown distance
             assert model.predict(check_ride(ride)) == pytest.approx(expected, abs=1e-9)
 
 
@@ -154,7 +178,7 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(
     ("uri", "url", "reason"),
     [
         ("models:/x@champion", "http://u:secret@127.0.0.1:1", "does not answer"),
-        ("models:/x@champion", "nonsense", "does not answer"),
+        ("models:/x@champion", "nonsense", "is not a registry: give"),
         ("models:/x", "http://127.0.0.1:1", "is not a model: give"),
         ("model.bin", "http://127.0.0.1:1", "is not a model: give"),
     ],
@@ -170,6 +194,126 @@ def test_without_a_registry_it_says_so_and_the_last_good_file_stays(tmp_path: Pa
     assert reason in run.stdout
     assert "secret" not in run.stdout + run.stderr
     assert (tmp_path / "model.bin").read_bytes() == content
+
+
+PREDICT = """
+import json, sys
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+print(json.dumps(list(mlflow.pyfunc.load_model(sys.argv[2]).predict(json.load(sys.stdin)))))
+"""
+
+
+@pytest.mark.slow
+def test_a_training_is_kept_with_all_that_came_of_it(server: Server, records: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "model.bin", ["--month", "2021-01", "--test-month", "2021-02"]
+    process = trained(records, out, server.url, "kept", *options)
+    assert process.returncode == 0, process.stderr
+    assert "registered as kept, version 1, its candidate" in process.stdout
+    model = load_model(out, "duration")
+    assert model.metadata
+    version = get(server, "mlflow/registered-models/alias", name="kept", alias="candidate")["model_version"]
+    found = get(server, "mlflow/runs/get", run_id=version["run_id"])["run"]
+    parameters = {one["key"]: one["value"] for one in found["data"]["params"]}
+    assert parameters["trained_on"] == "2021-01"
+    assert parameters["trained_until"] == model.metadata.trained_until
+    assert (parameters["alpha"], found["info"]["status"], found["info"]["run_name"]) == ("9.0", "FINISHED", model.version)
+    metrics = {one["key"]: one["value"] for one in found["data"]["metrics"]}
+    assert metrics["model/rmse"] == model.metadata.metrics["model"]["rmse"]
+    assert metrics["course/rmse"] > metrics["model_time_unknown/rmse"] > metrics["model/rmse"]
+    listed = get(server, "mlflow/artifacts/list", run_id=version["run_id"])["files"]
+    assert {file["path"] for file in listed} == {"report.html", "model"}
+
+    assert pull("models:/kept@candidate", tmp_path / "served", server.url).returncode == 0
+    assert (tmp_path / "served" / "model.bin").read_bytes() == out.read_bytes()
+
+    rides = [golden.ride for golden in model.metadata.golden]
+    dicts = json.dumps([features(ride, MODEL_GROUPS) for ride in rides])
+    for uri in ("models:/kept@candidate", f"runs:/{version['run_id']}/model"):
+        command = [str(MLFLOW / "python"), "-c", PREDICT, server.url, uri]
+        theirs = subprocess.run(command, input=dicts, capture_output=True, text=True, timeout=120, check=True).stdout
+        assert json.loads(theirs) == pytest.approx([model.linear(ride) for ride in rides], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_a_file_is_a_registry_without_a_server(server: Server, records: Path, tmp_path: Path) -> None:
+    del server  # only for what it skips without MLflow
+    registry, rides = f"sqlite:///{tmp_path}/mlflow.db", records / "green_tripdata_2021-02.parquet"
+    process = trained(records, tmp_path / "model.bin", registry, "ride-duration", "--month", "2021-01")
+    assert process.returncode == 0, process.stderr
+    process = promote(registry, "ride-duration", "--rides", rides)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert pull("models:/ride-duration@champion", tmp_path / "served", registry).returncode == 0
+    assert (tmp_path / "served" / "model.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlartifacts", "model.bin", "served"}
+    left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or [])]
+    assert left == []
+
+
+@pytest.mark.slow
+def test_the_gate_lets_the_better_one_through_and_there_is_a_way_back(server: Server, records: Path, tmp_path: Path) -> None:
+    rides, name = ["--rides", records / "green_tripdata_2021-02.parquet"], "gated"
+
+    def champion() -> str:
+        return str(get(server, "mlflow/registered-models/alias", name=name, alias="champion")["model_version"]["version"])
+
+    def tags(version: str) -> dict[str, str]:
+        found = get(server, "mlflow/model-versions/get", name=name, version=version)["model_version"]
+        return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
+
+    for options in (["--max-rows", "1000"], [], ["--max-rows", "1500"]):
+        process = trained(records, tmp_path / "model.bin", server.url, name, "--month", "2021-01", *options)
+        assert process.returncode == 0, process.stderr
+
+    def said(code: int, words: str, *options: object) -> str:
+        process = promote(server.url, name, *options)
+        assert (process.returncode, "Traceback" in process.stderr) == (code, False), process.stdout + process.stderr
+        assert words in process.stdout + process.stderr
+        return process.stdout + process.stderr
+
+    said(0, "version 1 is the champion now", *rides, "--candidate", "1")
+    said(0, "version 2 is the champion now, it was version 1", *rides, "--candidate", "2")
+    assert champion() == "2"
+    output = said(1, "version 3 is refused, version 2 stays the champion", *rides)  # the newest is the candidate
+    assert re.search(r"RMSE, minutes: .* is over .*; the champion's is", output)
+    assert champion() == "2"
+    assert tags("3")["gate"].startswith("refused: RMSE, minutes")
+    run_id = get(server, "mlflow/model-versions/get", name=name, version="3")["model_version"]["run_id"]
+    (kept,) = get(server, "mlflow/artifacts/list", run_id=run_id, path="gate")["files"]
+    address = f"{server.url}/api/2.0/mlflow-artifacts/artifacts/"
+    place = get(server, "mlflow/runs/get", run_id=run_id)["run"]["info"]["artifact_uri"].removeprefix("mlflow-artifacts:/")
+    comparison = requests.get(f"{address}{place}/{kept['path']}", timeout=10).json()
+    assert (comparison["candidate"], comparison["champion"], len(comparison["checks"])) == ("3", "2", 10)
+    assert comparison["refused"]
+
+    said(0, "version 2 is the champion already", *rides, "--candidate", "2")
+    said(0, "version 1 is the champion again, 2 is rolled back", "--rollback")
+    assert champion() == "1"
+    said(1, "version 2 was rolled back on", *rides, "--candidate", "2")
+    said(1, "took the place of none: there is nothing to go back to", "--rollback")
+    said(1, "cost of a ride, CPU µs: ", *rides, "--candidate", "3", "--max-microseconds", "0.01")
+    said(1, "size, MB: ", *rides, "--candidate", "3", "--max-megabytes", "0.01")
+    said(2, "--rides URL is needed")
+    said(3, "has no version called nobody", *rides, "--candidate", "nobody")
+    said(3, "there is no file or folder", "--rides", tmp_path / "nothing.parquet", "--candidate", "3")
+    assert champion() == "1"
+
+    source = f"{get(server, 'mlflow/runs/get', run_id=server.told['run'])['run']['info']['artifact_uri']}/ours"
+    version = {"name": name, "source": source, "run_id": server.told["run"]}
+    for broken in (version | {"source": source.replace("/ours", "/nothing")}, version):
+        made = requests.post(f"{server.url}/api/2.0/mlflow/model-versions/create", json=broken, timeout=10).json()
+    said(1, "it has no model.bin and no MLmodel", *rides, "--candidate", "4")
+    said(1, "are too few to compare on", *rides, "--candidate", made["model_version"]["version"])  # it has seen them all
+
+
+def test_without_a_registry_nothing_is_trained_or_promoted(records: Path, tmp_path: Path) -> None:
+    process = trained(records, tmp_path / "model.bin", "http://127.0.0.1:1", "x", "--month", "2021-01")
+    assert (process.returncode, "Traceback" in process.stderr) == (3, False)
+    assert "does not answer" in process.stderr
+    assert not list(tmp_path.iterdir())
+    process = promote("ftp://127.0.0.1", "x", "--rides", records / "green_tripdata_2021-02.parquet")
+    assert (process.returncode, "Traceback" in process.stderr) == (3, False)
+    assert "is not a registry: give http://HOST:PORT" in process.stderr
 
 
 @contextmanager
