@@ -23,6 +23,7 @@ try:
 
     from registry.embedded import open_registry
     from registry.mlflow import Registry, RegistryError
+    from registry.options import VARIABLE, default_registry
     from registry.runs import CANDIDATE, Training, keep
     from training.evaluation import BOOSTING, Evaluation, evaluate, in_range
     from training.fetch import TLC_URL, find, month_file
@@ -116,7 +117,12 @@ def echo_metrics(metrics: dict[str, dict[str, float]], unit: str, heading: str) 
 @click.option(
     "--mlflow", "registry_uri", metavar="URI", help="Log the training in MLflow: http://HOST:PORT or sqlite:///FILE.db."
 )
-@click.option("--register", "name", metavar="NAME", help=f"Register the model there, as the newest version and {CANDIDATE}.")
+@click.option(
+    "--register",
+    "name",
+    metavar="NAME",
+    help=f"Log it, there or where {VARIABLE} says, and register the model as its newest version and its {CANDIDATE}.",
+)
 def main(
     records: tuple[str, ...],
     taxi: str,
@@ -144,12 +150,12 @@ def main(
     python train.py --month 2021-01 --test-month 2021-02 --final    the same, then fit on both
     python train.py 'data/green_*.parquet'                          train on files, test on nothing
     python train.py --month 2021-01 --test-from 2021-01-25          train on January before the 25th, test on the rest
-    python train.py --month 2021-01 --mlflow sqlite:///mlflow.db --register ride-duration
+    python train.py --month 2021-01 --register ride-duration        the same as train.py alone, and kept in MLflow
 
     Exit codes: 0 done, 2 wrong options or records, 3 the registry can't be used.
     """
-    if name and not registry_uri:
-        raise click.UsageError("--register needs --mlflow: where to register")
+    if name:
+        registry_uri = registry_uri or default_registry()
     accounts: dict[str, list[tuple[int, str]]] = {}
 
     def load(names: tuple[str, ...], wanted: tuple[str, ...], what: str) -> Trips | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from registry.embedded import open_registry
-from registry.mlflow import NotThereError, Registry, RegistryError
+from registry.mlflow import Registry, RegistryError
 from registry.options import registry_option
 from ride_duration import logs
 from ride_duration.logs import log
@@ -97,6 +97,7 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
     URI is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH.
 
     A file that is not a model is refused, and what is in place serves on; so it does while the registry is away, which is told.
+    With --watch it never gives up: what isn't there yet may come.
 
     Exit codes: 0 a good model is in place, 2 wrong options, 3 none is, and the registry can't be asked, 4 none is, since what
     the registry has is refused.
@@ -118,12 +119,12 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
 
 
 def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:
-    """Pull, every so many seconds until `stopped`, or once; what can't be pulled is told while a good model is in place.
+    """Pull once, or every so many seconds until `stopped`: then what can't be pulled is told, and may be there the next time.
 
     Raises
     ------
     RegistryError, ModelError, OSError
-        If no good model is in place; but a registry that is away is waited for when there is a next time.
+        When it is done once.
     """
     told = ""
     while True:
@@ -131,13 +132,11 @@ def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:
             puller.pull()
             told = ""
         except (RegistryError, ModelError, OSError) as error:
-            serving = in_place(puller.path, puller.target)
-            away = isinstance(error, RegistryError) and not isinstance(error, NotThereError)
-            if every is None or not (serving or away):
+            if every is None:
                 raise
             if str(error) != told:
                 told = str(error)
-                tell(error, serving)
+                tell(error, in_place(puller.path, puller.target))
         if every is None or stopped.wait(every):
             return
 

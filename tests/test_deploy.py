@@ -28,6 +28,7 @@ from streams import Reader
 import predict
 from batch import score
 from conftest import PROJECT, StartKafka, free_port, made_up, running, typed
+from registry.pull import main as pull_command
 from ride_duration.stores import Address
 from ride_duration.stores.databases import Database
 from streaming import kafka
@@ -143,6 +144,42 @@ def test_the_model_is_put_where_the_service_reads_it() -> None:
     (mount,) = copier["volumeMounts"]
     assert volumes[Path(environment["MODEL"]).parent] == mount["name"]
     assert not mount.get("readOnly")
+
+
+def with_registry() -> dict[str, Any]:
+    """The deployment as `deploy/registry` patches it."""
+    deployment: dict[str, Any] = copy.deepcopy(MANIFESTS["Deployment"])
+    kustomization = yaml.safe_load((PROJECT / "deploy/registry/kustomization.yaml").read_text())
+    (patch,) = kustomization["patches"]
+    assert patch["target"] == {"kind": "Deployment", "name": deployment["metadata"]["name"]}
+    for change in yaml.safe_load(patch["patch"]):
+        *path, last = change["path"].strip("/").split("/")
+        assert (change["op"], last) == ("add", "-")
+        place: Any = deployment
+        for name in path:
+            place = place[int(name) if isinstance(place, list) else name]
+        place.append(change["value"])
+    return deployment
+
+
+def test_with_the_registry_the_pods_model_is_pulled_into_the_folder_that_it_serves_from() -> None:
+    deployment = with_registry()
+    kubernetes_validate.validate(deployment, kubernetes_validate.latest_version(), strict=True)
+    pod = deployment["spec"]["template"]["spec"]
+    web, *beside = pod["containers"]
+    first, pull = pod["initContainers"]
+    assert first == POD["spec"]["initContainers"][0]  # the image's own model comes first: it is the last good one
+    environment = {variable["name"]: variable["value"] for variable in web["env"]}
+    served = {name: str(Path(environment[name]).parent) for name in ("MODEL", "SHADOW_MODEL")}
+    for container, folder in ((pull, served["MODEL"]), (beside[0], served["MODEL"]), (beside[1], served["SHADOW_MODEL"])):
+        assert container["command"][:3] == ["python", "-m", "registry.pull"]
+        options = container["command"][3:]
+        context = pull_command.make_context("pull", list(options))
+        assert context.params["folder"] == Path(folder)
+        assert context.params["watch"] == (container is not pull)
+        assert container["securityContext"] == web["securityContext"]
+        assert [mount for mount in container["volumeMounts"] if folder.startswith(mount["mountPath"])]
+        assert container["image"] == web["image"]
 
 
 CRON_JOB = yaml.safe_load((PROJECT / "deploy/batch/cronjob.yaml").read_text())
