@@ -17,7 +17,7 @@ DEVELOPMENT := packages train report client batch dashboard stream registry dev-
 WAITING := tests/test_streaming.py tests/test_decide.py
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve batch-demo stream-demo test test-slow browser postgresql spark kafka registry train models lint lock image clean
+.PHONY: help venv serve batch-demo stream-demo test test-slow browser postgresql spark kafka registry prometheus train models lint lock image clean
 # a stamp must not survive a command that failed
 .DELETE_ON_ERROR:
 
@@ -60,6 +60,9 @@ spark: $(call installed,packages batch spark) ## install Spark, and Java if ther
 kafka: ## install Apache Kafka's jars, and Java and Maven if there are none, for the tests of the stream
 	@command -v mvn || { apt-get update -qq && apt-get install -qq -y maven default-jre-headless; }
 	@ls .kafka/libs/kafka_*.jar || mvn -q -B -f benchmarks/stream/kafka/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(abspath .kafka/libs)
+
+prometheus: ## install Prometheus' promtool, which the tests of the alert rules run
+	@command -v promtool || ls .prometheus/usr/bin/promtool 2> /dev/null || { mkdir -p .prometheus && cd .prometheus && apt-get update -qq && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }
 
 registry: $(VENV)/.pipenv ## install MLflow in an environment of its own, .registry; .registry/bin/mlflow server is a registry
 	@.registry/bin/mlflow --version 2> /dev/null || { $(PYTHON) -m venv --clear .registry && .registry/bin/pip install --quiet 'mlflow>=3.1' scikit-learn skops; }

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import PROJECT, free_port, running
+from conftest import PROJECT, copy_project, free_port, running
 from training.evaluation import ANY
 
 README = (PROJECT / "README.md").read_text()
@@ -22,6 +21,13 @@ BLOCKS = re.findall(r"(<!-- needs [^>\n]+ -->\n)?```(bash|python)\n(.*?)```", RE
 
 SERVES = re.compile(r"make serve$|make batch-demo$|batch\.dashboard |streaming\.consume ")
 """Commands that don't end: here they must answer."""
+
+LIFE = (
+    *(f".venv/bin/python {name} " for name in ("train.py", "-m registry.promote", "-m batch.served", "-m batch.score")),
+    ".venv/bin/python -m batch.dashboard ",
+    "LOG_RIDES=1 make serve MODEL_URI=",
+)
+"""A model's life, from top to bottom: `tests/test_registry.py` runs it."""
 
 NOT_AGAIN = re.compile(r"make test$")
 """This is that command."""
@@ -31,18 +37,7 @@ NOT_AGAIN = re.compile(r"make test$")
 def clone(tmp_path_factory: pytest.TempPathFactory, records: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """A copy of the project as it would be cloned, with a service on a port of its own, and TLC's site on loopback."""
     folder = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if (PROJECT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, folder / name)
-    (folder / ".venv").symlink_to(sys.prefix, target_is_directory=True)
+    copy_project(folder)
     port = str(free_port())
 
     class Published(SimpleHTTPRequestHandler):
@@ -109,9 +104,13 @@ def test_what_is_not_run_is_what_needs_more_than_this_machine_has() -> None:
         "<!-- needs a Docker engine -->": "docker ",
         "<!-- needs a cluster -->": "kubectl ",
         "<!-- needs oha -->": ".venv/bin/python -m benchmarks.web",
-        "<!-- needs minutes -->": ".venv/bin/python -m benchmarks.batch",
+        "<!-- needs minutes -->": (".venv/bin/python -m benchmarks.batch", ".venv/bin/python -m benchmarks.gate"),
         "<!-- needs Java and minutes -->": ("make spark", "PATH="),
-        "<!-- needs a registry -->": ("make registry", ".registry/bin/mlflow server", "make serve MODEL_URI="),
+        "<!-- needs a registry -->": (
+            "make registry",
+            ".registry/bin/mlflow server",
+            *LIFE,
+        ),  # tests/test_registry.py runs these
         "<!-- needs minutes and Kafka -->": ("make kafka", ".venv/bin/python -m benchmarks.stream"),
     }
     assert {needs.strip() for needs, _, _ in BLOCKS if needs} == programs.keys()

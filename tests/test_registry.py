@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import requests
 
-from conftest import PROJECT, free_port, missing, running, until_answers
+from conftest import PROJECT, copy_project, free_port, make_records, missing, running, until_answers
 from ride_duration.features import MODEL_GROUPS, features
 from ride_duration.model_file import load_model
 from ride_duration.ride import check_ride
@@ -368,6 +372,109 @@ def test_a_promotion_is_a_hot_swap_without_a_failed_request_registry_or_not(serv
     assert {version for _, version in answers} == {ours, answers[len(answers) // 2][1], ours} | {
         version for _, version in answers if version.startswith("sha256:")
     }
+
+
+RECIPE = re.findall(r"<!-- needs a registry -->\n```bash\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+DRIFTED = "RideLiveBias"
+
+
+def drifted(path: Path) -> list[dict[str, Any]]:
+    """A February in which everything takes longer, with the ids of its rides; what callers would ask of these."""
+    make_records(path, "2021-02", rows=8000, seed=2, ride_id=[f"ride-{n}" for n in range(8000)])
+    table = pq.read_table(path)
+    pickup, dropoff = (table[f"lpep_{name}_datetime"].to_numpy() for name in ("pickup", "dropoff"))
+    longer = pa.array(pickup + (dropoff - pickup) * 13 // 10 + np.timedelta64(2, "m"))
+    table = table.set_column(table.column_names.index("lpep_dropoff_datetime"), "lpep_dropoff_datetime", longer)
+    pq.write_table(table, path)
+    asked = [
+        {
+            "ride_id": row["ride_id"],
+            "pickup_datetime": row["lpep_pickup_datetime"].isoformat(),
+            **{name: row[name] for name in ("PULocationID", "DOLocationID", "trip_distance")},
+        }
+        for row in table.to_pylist()
+        if row["trip_distance"] <= 200 and row["lpep_pickup_datetime"].year == 2021
+    ]
+    return sorted(asked, key=lambda ride: ride["pickup_datetime"])
+
+
+def firing(scraped: str, alert: str, folder: Path) -> set[str]:
+    """The versions that Prometheus has an alert fire for, when the figures stay as they are for a day."""
+    promtool = shutil.which("promtool") or PROJECT / ".prometheus/usr/bin/promtool"
+    if not Path(promtool).exists():
+        missing("Prometheus", "make prometheus")
+    series = [line.rsplit(maxsplit=1) for line in scraped.splitlines() if line.startswith("ride_duration_live_")]
+    query = {"expr": f'count by (version) (ALERTS{{alertname="{alert}", alertstate="firing"}})', "eval_time": "23h"}
+    of = {
+        "interval": "30m",
+        "input_series": [{"series": name, "values": f"{float(value)}+0x48"} for name, value in series],
+        "promql_expr_test": [query | {"exp_samples": []}],
+    }
+    rules = {"rule_files": [str(PROJECT / "deploy/batch/alerts.yaml")], "evaluation_interval": "30m", "tests": [of]}
+    (folder / "test.yaml").write_text(json.dumps(rules))
+    output = subprocess.run([promtool, "test", "rules", folder / "test.yaml"], capture_output=True, text=True)
+    told = output.stdout + output.stderr
+    assert output.returncode == 0 or "got:" in told, told
+    return set(re.findall(r'version="([^"]+)"', told.partition("got:")[2]))
+
+
+@pytest.mark.slow
+def test_a_month_that_drifts_is_found_and_a_better_model_takes_over_as_the_readme_says(
+    server: Server, records: Path, tmp_path: Path
+) -> None:
+    copy_project(tmp_path)
+    (tmp_path / "data").mkdir()
+    make_records(tmp_path / "data" / "green_tripdata_2021-01.parquet", rows=8000)
+    rides = drifted(tmp_path / "data" / "green_tripdata_2021-02.parquet")
+    port, board = str(free_port()), str(free_port())
+    environment = {"MLFLOW_TRACKING_URI": server.url, "PYTHONPATH": str(tmp_path), "PORT": port, "WEB_CONCURRENCY": "2"}
+    lines = [
+        line.replace(" ride-duration", " drifting").replace("/ride-duration", "/drifting")
+        for line in "".join(RECIPE).splitlines()
+        if not line.startswith(("make registry", ".registry/bin/mlflow server"))
+    ]
+    (serve,) = (line for line in lines if "make serve" in line)
+    at = lines.index(serve)
+    first, look, better = lines[:at], lines[at + 1 : at + 4], lines[at + 4 :]
+    assert [len(first), len(look), len(better)] == [2, 3, 2]
+
+    def do(line: str) -> str:
+        process = subprocess.run(
+            ["bash", "-ec", line], cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=240
+        )
+        assert process.returncode == 0, f"{line}\n{process.stdout}{process.stderr}"
+        return process.stdout
+
+    def ask(some: list[dict[str, Any]]) -> None:
+        for start in range(0, len(some), 500):
+            requests.post(f"http://127.0.0.1:{port}/predict", json=some[start : start + 500], timeout=30).raise_for_status()
+
+    def live() -> str:
+        *reads, shows = look
+        for line in reads:
+            do(line)
+        with running(["bash", "-ec", shows], board, tmp_path, **environment | {"PORT": board}) as dashboard:
+            return requests.get(f"{dashboard.url}/metrics", timeout=30).text
+
+    def version() -> str:
+        return str(requests.get(f"http://127.0.0.1:{port}/model", timeout=5).json()["version"])
+
+    for line in first:
+        do(line)
+    with running(["bash", "-ec", serve], port, tmp_path, **environment):
+        old = version()
+        half = len(rides) // 2
+        ask(rides[:half])
+        assert firing(live(), DRIFTED, tmp_path) == {old}
+        for line in better:
+            do(line)
+        until(lambda: version() != old)
+        new = version()
+        ask(rides[half:])
+        scraped = live()
+        (compared,) = re.findall(rf'ride_duration_live_rides{{version="{re.escape(new)}"}} (\S+)', scraped)
+        assert float(compared) > 1000
+        assert firing(scraped, DRIFTED, tmp_path) == {old}
 
 
 def until(happens: Any, seconds: float = 60) -> None:
