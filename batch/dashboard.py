@@ -1,12 +1,14 @@
 """The predictions database in a browser: `python -m batch.dashboard --predictions sqlite:///predictions.db`, then port 8050.
 
 It only reads, and the database adds up. The filters are in the page's address, so a view can be sent to somebody.
+`/metrics` tells Prometheus how wrong the model is, see `live`.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from datetime import date
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -19,8 +21,11 @@ from ride_duration.serving import serve
 try:
     import plotly.graph_objects as go
     from dash import Dash, Input, Output, ctx, dcc, html
+    from flask import Response
+    from prometheus_client import CONTENT_TYPE_LATEST
 
     from batch import summary
+    from batch.live import Live
     from batch.summary import Row, Scope, errors, total
     from ride_duration.stores import Address, StoreError
     from ride_duration.stores.databases import Database
@@ -30,14 +35,23 @@ except ModuleNotFoundError as error:
     )
 
 from ride_duration.slices import DAYS, USUAL_MINUTES
+from ride_duration.zones import ZONES
 
 INK, COLOURS, PALE = "#64748b", ("#c2410c", "#2563eb", "#059669", "#9333ea", "#ca8a04"), "#94a3b8"
 SMALL_DRIFT, LARGE_DRIFT = 0.1, 0.25
-SHOWN_REASON = 120
+SHOWN_REASON, SHOWN_ZONES = 120, 12
+WINDOW_DAYS = 7
 
 
-def create_app(predictions: str) -> Dash:
+def create_app(predictions: str, days: int = WINDOW_DAYS) -> Dash:
     """The Dash app over a predictions database; it opens a connection for each view.
+
+    Parameters
+    ----------
+    predictions
+        The database's address.
+    days
+        How many days of pickup `/metrics` is of, the newest.
 
     Raises
     ------
@@ -51,6 +65,15 @@ def create_app(predictions: str) -> Dash:
     app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     for path in ("/healthz", "/readyz"):
         app.server.get(path, endpoint=path)(lambda: {"status": "alive"})
+    live = Live(address, days)
+
+    def metrics() -> Response:
+        try:
+            return Response(live.text(), content_type=CONTENT_TYPE_LATEST)
+        except StoreError as error:  # a scrape that fails is what Prometheus calls down
+            return Response(f"{error}\n", HTTPStatus.SERVICE_UNAVAILABLE, content_type="text/plain; charset=utf-8")
+
+    app.server.add_url_rule("/metrics", view_func=metrics)
     app.layout = html.Main(
         [
             dcc.Location(id="url", refresh=False),
@@ -123,6 +146,10 @@ SCORE = "python -m batch.score --rides URL --predictions URL"
 def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
     """The versions that there are, and the page below the filters."""
     known = summary.known(database)
+    timeless = summary.timeless(database)
+    if known.first is None and timeless:
+        text = f"All {sum(timeless.values()):,} are of rides without a time, which are in no hour until they have ended:"
+        return known.versions, empty("No prediction has a time yet", text, f"{SCORE} --actuals")
     if known.first is None:
         return known.versions, empty("There are no predictions yet", "A run of the batch job makes some:", SCORE)
     by = {what: summary.sums(database, scope, what) for what in ("day", "hour", "borough", "miles")}
@@ -152,7 +179,12 @@ def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
                 panel(f"Error by {title}", bars(by[what], versions))
                 for what, title in {"hour": "hour of pickup", "borough": "borough of pickup", "miles": "miles"}.items()
             ),
+            panel(
+                "Interval coverage by hour of pickup",
+                lines(by["hour"], versions, lambda row: errors(row).coverage, "share inside", percent=True),
+            ),
             panel("By model version", by_version(by["day"], versions), wide=True),
+            worst_zones(summary.zones(database, scope)),
             worst(summary.worst_pairs(database, scope)),
         ]
     else:
@@ -163,6 +195,11 @@ def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
                 f"{SCORE} --actuals",
             )
         )
+    if len(known.versions) > 1:
+        parts.append(side_by_side(summary.side_by_side(database, scope)))
+    if timeless and scope == Scope():
+        text = f"{sum(timeless.values()):,} more were asked for without a time; they are in no hour until they have ended."
+        parts.append(panel("Rides without a time", html.P(text), wide=True))
     parts.append(drift(database, scope, versions, by))
     parts += [rejected(refused), panel("Newest runs", run_table(summary.runs(database, scope)), wide=True)]
     return known.versions, html.Div(parts, className="panels")
@@ -179,7 +216,7 @@ def headline(whole: Row, refused: list[Row]) -> Any:
         (_minutes(found.rmse), "RMSE"),
         (_minutes(found.mae), "MAE"),
         (_minutes(found.bias, "+"), "bias"),
-        ("–" if found.coverage is None else f"{found.coverage:.1%}", "inside the interval"),
+        (_share(found.coverage), "inside the interval"),
     ]
     return html.Dl([html.Div([html.Dd(value), html.Dt(label)]) for value, label in figures], className="headline")
 
@@ -243,7 +280,7 @@ def by_version(rows: list[Row], versions: Sequence[str]) -> Any:
                 _minutes(found.rmse),
                 _minutes(found.mae),
                 _minutes(found.bias, "+"),
-                "–" if found.coverage is None else f"{found.coverage:.1%}",
+                _share(found.coverage),
                 _minutes(everything),
             ]
         )
@@ -264,10 +301,52 @@ def worst(rows: list[Row]) -> Any:
     return panel("Worst pairs", table(names, cells), note, wide=True)
 
 
+def worst_zones(rows: list[Row]) -> Any:
+    """The zones of pickup that are predicted worst."""
+    found = [(row, errors(row)) for row in rows if row["usual"] >= summary.FEWEST]
+    if not found:
+        return panel("Worst zones of pickup", html.P(f"No zone has {summary.FEWEST} rides that have ended."), wide=True)
+    found.sort(key=lambda each: each[1].rmse or 0.0, reverse=True)
+    cells = [
+        [
+            ZONES[row["key"]].name,
+            row["model_version"],
+            f"{of.rides:,}",
+            _minutes(of.rmse),
+            _minutes(of.bias, "+"),
+            _share(of.coverage),
+        ]
+        for row, of in found[:SHOWN_ZONES]
+    ]
+    note = f"Of the newest {summary.NEWEST:,} rides that have ended, zones of {summary.FEWEST} or more."
+    return panel("Worst zones of pickup", table(["Zone", "Model", "Rides", "RMSE", "Bias", "Coverage"], cells), note, wide=True)
+
+
+def side_by_side(rows: list[Row]) -> Any:
+    """Versions that have answered the same rides, two by two: a shadow beside the champion."""
+    cells = [
+        [
+            row["one"],
+            row["other"],
+            f"{row['rides']:,}",
+            _minutes(row["mean"], "+"),
+            _minutes(row["rms"]),
+            f"{row['ended']:,}",
+            _minutes(row["rmse_of_one"]),
+            _minutes(row["rmse_of_other"]),
+        ]
+        for row in rows
+    ]
+    names = ["One", "Other", "Same rides", "Other − one", "RMS of it", "Have ended", "RMSE of one", "RMSE of other"]
+    note = f"Versions that have answered the same rides, among the newest {summary.NEWEST:,} predictions."
+    content = table(names, cells) if cells else html.P("No two versions have answered the same ride.")
+    return panel("Side by side", content, note, wide=True)
+
+
 def drift(database: Database, scope: Scope, versions: Sequence[str], by: dict[str, list[Row]]) -> Any:
     """The inputs now against the training records."""
     version = scope.version or versions[0]
-    found = summary.drift(database, scope, version, by)
+    found = summary.drift(database, version, by)
     if found is None:
         return panel(
             "Drift", html.P(f"{version} does not tell what it was trained on: `batch.score` with such a model writes it here.")
@@ -356,6 +435,10 @@ def _minutes(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value:{sign}.2f} min"
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
 def _short(time: str) -> str:
     return time.replace("T", " ").removesuffix(":00").removesuffix(" 00:00")
 
@@ -370,10 +453,13 @@ def _short(time: str) -> str:
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=8050, envvar="PORT", help="Port to answer on.")
 @click.option("--host", default="127.0.0.1", help="Address to answer on; 0.0.0.0 is all. It asks nobody who they are.")
-def main(predictions: str, port: int, host: str) -> None:
-    """Show rides, errors and drift of the predictions database, in a browser."""
+@click.option(
+    "--days", type=click.IntRange(1, 366), default=WINDOW_DAYS, help="Days of pickup that /metrics is of, the newest."
+)
+def main(predictions: str, port: int, host: str, days: int) -> None:
+    """Show rides, errors and drift of the predictions database, in a browser; /metrics has them for Prometheus."""
     try:
-        app = create_app(predictions)
+        app = create_app(predictions, days)
     except StoreError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} shows {shown(predictions)}")

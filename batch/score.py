@@ -102,7 +102,12 @@ def fill_interval(rides: Rides, predictions: Predictions, start: datetime, end: 
     with predictions.filling(start, end) as filling:
         for batch in rides.read(start, end):
             known = pa.array(np.flatnonzero(batch["actual"].to_numpy() != MISSING))
-            filling.fill(pa.table({"ride_id": ids.of(batch).take(known), "actual_duration": batch["actual"].take(known)}))
+            columns = {
+                "ride_id": ids.of(batch),
+                "actual_duration": batch["actual"],
+                "pickup_datetime": batch["pickup"].cast(pa.timestamp("s")),
+            }
+            filling.fill(pa.table(columns).take(known))
     return filling.filled
 
 

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ride_duration.ride import NEW_YORK
 from ride_duration.slices import BANDS, BOROUGHS, DAYS, HOURS, SLICES, USUAL_MINUTES
 from ride_duration.stores.databases import Database
 from ride_duration.stores.predictions import SUMS
 from ride_duration.zones import ZONES
 
 NEWEST = 200_000
-"""The worst pairs are looked for among so many rides, the newest that have ended."""
+"""Zones, pairs of them and pairs of versions are looked for among so many predictions, the newest."""
 
 FEWEST = 20
-"""Rides that a pair must have to be among the worst."""
+"""Rides that a pair or a zone must have to be among the worst."""
 
 Row = dict[str, Any]
 
@@ -137,13 +138,13 @@ class Drift(NamedTuple):
     """Population stability index, Σ (now - trained) ln(now / trained): below 0.1 is small, above 0.25 large."""
 
 
-def drift(database: Database, scope: Scope, version: str, by: Mapping[str, list[Row]]) -> list[Drift] | None:
+def drift(database: Database, version: str, by: Mapping[str, list[Row]]) -> list[Drift] | None:
     """Inputs against the training records of a version; None if its model doesn't tell what these were.
 
     Parameters
     ----------
     by
-        `sums` of the same scope by day, hour, borough and miles.
+        `sums` of the rides looked at by day, hour, borough and miles.
     """
     found = database.rows("select inputs from models where model_version = $1", (version,))
     trained = msgspec.json.decode(found[0]["inputs"], type=dict[str, dict[str, float]]) if found else {}
@@ -163,6 +164,64 @@ def drift(database: Database, scope: Scope, version: str, by: Mapping[str, list[
         index = sum((share - past) * math.log(share / past) for share, past in held)
         drifts.append(Drift(name, labels, before, now, index))
     return drifts
+
+
+def zones(database: Database, scope: Scope) -> list[Row]:
+    """`stores.predictions.SUMS` by zone of pickup, as `key`, and by version: of the newest rides that took usual minutes."""
+    usual = f"actual_duration between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
+    columns = ", ".join(f"{sql} as {name}" for name, sql in SUMS.items())
+    return database.rows(
+        f"select PULocationID as key, model_version, {columns} from (select * from predictions "
+        f"where {scope.where('pickup_datetime', usual)} order by pickup_datetime desc limit {NEWEST}) as newest group by 1, 2"
+    )
+
+
+def side_by_side(database: Database, scope: Scope) -> list[Row]:
+    """Versions that have answered the same rides, two by two, among the newest predictions.
+
+    Each row has `one` and `other`, their common `rides`, the `mean` and the root mean square (`rms`) of other - one in minutes,
+    how many of these rides have `ended`, after usual minutes, and `rmse_of_one` and `rmse_of_other` on them, else None.
+    """
+    newest = scope._replace(version=None).where("pickup_datetime", "pickup_datetime is not null")
+    actual = "coalesce(one.actual_duration, other.actual_duration)"  # the one may have been asked since it was filled in
+    usual = f"{actual} between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
+    more = "(other.predicted_duration - one.predicted_duration)"
+
+    def squared(name: str) -> str:
+        error = f"({name}.predicted_duration - {actual})"
+        return f"avg(case when {usual} then {error} * {error} end)"
+
+    rows = database.rows(
+        f"with newest as (select ride_id, model_version, predicted_duration, actual_duration from predictions where {newest} "
+        f"order by pickup_datetime desc limit {NEWEST}) "
+        f"select one.model_version as one, other.model_version as other, count(*) as rides, avg({more}) as mean, "
+        f"avg({more} * {more}) as squared, sum(case when {usual} then 1 else 0 end) as ended, "
+        f"{squared('one')} as squared_of_one, {squared('other')} as squared_of_other "
+        "from newest as one join newest as other on one.ride_id = other.ride_id and one.model_version < other.model_version "
+        "group by 1, 2 order by 3 desc, 1, 2"
+    )
+    for row in rows:
+        row["rms"] = math.sqrt(row["squared"])
+        for name in ("one", "other"):
+            found = row[f"squared_of_{name}"]
+            row[f"rmse_of_{name}"] = None if found is None else math.sqrt(found)
+    return [row for row in rows if scope.version in (None, row["one"], row["other"])]
+
+
+def timeless(database: Database, since: date | None = None) -> dict[str, int]:
+    """Predictions of rides that were asked for without a time and haven't ended, by version: they are in no hour."""
+    scored = f" and scored_at >= '{since}'" if since else ""
+    rows = database.rows(
+        f"select model_version, count(*) as rides from predictions where pickup_datetime is null{scored} group by 1 order by 1"
+    )
+    return {row["model_version"]: row["rides"] for row in rows}
+
+
+def newest_hour(database: Database) -> datetime | None:
+    """The last hour of New York's clock with a ride that was predicted; a pickup yet to come doesn't count."""
+    now = datetime.now(NEW_YORK).replace(tzinfo=None, microsecond=0)
+    (row,) = database.rows(f"select cast(max(hour) as text) as newest from hourly where hour <= '{now}'")
+    return datetime.fromisoformat(row["newest"]) if row["newest"] else None
 
 
 def rejects(database: Database, scope: Scope) -> list[Row]:

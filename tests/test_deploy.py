@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ import pytest
 import requests
 import yaml
 from adbc_driver_postgresql import dbapi
+from click.testing import CliRunner
 from streams import Reader
 
 import predict
-from batch import score
-from conftest import PROJECT, StartKafka, free_port, made_up, running, typed
+from batch import live, score
+from conftest import FEBRUARY, PROJECT, StartKafka, free_port, made_up, running, typed
 from registry.pull import main as pull_command
+from ride_duration.ride import NEW_YORK
 from ride_duration.stores import Address
 from ride_duration.stores.databases import Database
 from streaming import kafka
@@ -211,6 +214,47 @@ def test_what_cron_calls_scores_each_complete_hour_and_nothing_else(tmp_path: Pa
     again = again.replace(".venv/bin/python", sys.executable)
     subprocess.run(["sh", "-ec", again], env=environment, check=True)
     assert "0 intervals, hour by hour" in (tmp_path / "ride-duration-batch.log").read_text()
+
+
+def test_what_cron_calls_joins_the_web_services_log_with_how_long_rides_took(tmp_path: Path) -> None:
+    began = datetime.now(NEW_YORK).replace(tzinfo=None, microsecond=0) - timedelta(days=1)
+    rides = typed([(str(began), 130, 205, 3.66, str(began + timedelta(minutes=20)))])
+    pq.write_table(rides.append_column("ride_id", [["a"]]), tmp_path / "rides.parquet")
+    ride = {"ride_id": "a", "PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66, "pickup_datetime": str(began)}
+    line = {"time": "2021-02-01T13:15:00Z", "model_version": "1", "scored": [{"ride": ride, "duration": 17.0}]}
+    (tmp_path / "ride-duration-web.log").write_text(json.dumps(line))
+    environment = os.environ | {"RIDES": str(tmp_path / "rides.parquet"), "PREDICTIONS": f"sqlite:///{tmp_path}/predictions.db"}
+    (command,) = (line.split(maxsplit=5)[5] for line in CRONTAB.splitlines() if line.startswith("37 "))
+    command = command.replace("\\%", "%").replace("/srv/ride-duration", str(PROJECT)).replace("/var/log", str(tmp_path))
+    subprocess.run(["sh", "-ec", command.replace(".venv/bin/python", sys.executable)], env=environment, check=True)
+    told = (tmp_path / "ride-duration-batch.log").read_text()
+    assert "1 added" in told
+    assert "1 predictions have got their actual duration" in told
+
+
+def test_the_live_errors_alerts_and_panels_use_metrics_that_the_dashboard_has(tmp_path: Path) -> None:
+    rows = [(row[0], 130, *row[2:]) for row in made_up(2000)]
+    pq.write_table(typed(rows), tmp_path / "rides.parquet")
+    stores = ["--rides", str(tmp_path / "rides.parquet"), "--predictions", f"sqlite:///{tmp_path}/predictions.db"]
+    for options in ([], ["--actuals"]):
+        run = CliRunner().invoke(score.main, [*stores, *FEBRUARY, *options])
+        assert run.exit_code == 0, run.output
+    with closing(Database(Address.of(stores[-1]), read_only=True)) as database:
+        families = live.figures(database, 7)
+    assert not [family.name for family in families if not family.samples]
+    labels = {family.name: {label for sample in family.samples for label in sample.labels} for family in families}
+    panels = json.loads((PROJECT / "deploy/batch/grafana-dashboard.json").read_text())["panels"]
+    (group,) = yaml.safe_load((PROJECT / "deploy/batch/alerts.yaml").read_text())["groups"]
+    expressions = [rule["expr"] for rule in group["rules"]]
+    for rule in group["rules"]:
+        assert rule["for"]
+        assert rule["annotations"].keys() == {"summary", "description"}
+        of_a_version = "by (version" in rule["expr"]
+        assert not of_a_version or "> 1000" in rule["expr"].rpartition(" and on (version) ")[2], "a few rides are no alert"
+    expressions += [target["expr"] for panel in panels for target in panel["targets"]]
+    assert {name for each in expressions for name in re.findall(r"ride_duration_\w+", each)} == labels.keys()
+    for by, name in (pair for each in expressions for pair in re.findall(r"by \(([^)]*)\) \((?:abs\()?(\w+)", each)):
+        assert set(by.split(", ")) == labels[name], name
 
 
 SERVICES = yaml.safe_load((PROJECT / "deploy/streaming/services.yaml").read_text())["items"]

@@ -170,7 +170,7 @@ class Filling(Protocol):
     """Predictions that did not know it before; counted when the interval is closed."""
 
     def fill(self, actuals: pa.Table) -> None:
-        """Write `actual_duration` by `ride_id` where it isn't known yet."""
+        """Write `actual_duration` by `ride_id` where it isn't known yet, and `pickup_datetime` of rides predicted without."""
 
 
 class Predictions(Protocol):

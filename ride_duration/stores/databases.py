@@ -6,7 +6,7 @@ ride can't have comes back as JSON, for the reason that it is refused with.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -101,6 +101,11 @@ class Database:
         """The few rows of a query."""
         return [row for batch in self.read(sql, parameters) for row in batch.to_pylist()]
 
+    def rows_among(self, sql: str, texts: Iterable[str]) -> list[dict[str, Any]]:
+        """The rows of a query that ends with `in`, for these texts: one parameter, however many they are."""
+        each = "value from json_each($1)" if self.sqlite else "json_array_elements_text($1::text::json)"
+        return self.rows(f"{sql} (select {each})", (msgspec.json.encode(list(texts)).decode(),))
+
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         """A statement without an answer."""
         with self._told(), self._connection.cursor() as cursor:
@@ -116,16 +121,16 @@ class Database:
         places = ", ".join("?" * rows.num_columns)
         return self._each(f"insert into {table} ({columns}) values ({places}) on conflict {otherwise}", rows)
 
-    def fill_actuals(self, rows: pa.Table) -> int:
-        """Write `actual_duration` by `ride_id` where it isn't known yet, and tell to how many predictions."""
+    def fill(self, column: str, rows: pa.Table) -> int:
+        """Write a column of `predictions` by `ride_id` where it isn't known yet, and tell to how many."""
+        rows = rows.select([column, "ride_id"])
         if not self.sqlite:
             return self._staged(
                 rows,
-                "update predictions set actual_duration = staged.actual_duration from staged "
-                "where staged.ride_id = predictions.ride_id and predictions.actual_duration is null returning 1",
+                f"update predictions set {column} = staged.{column} from staged "
+                f"where staged.ride_id = predictions.ride_id and predictions.{column} is null returning 1",
             )
-        sql = "update predictions set actual_duration = ? where ride_id = ? and actual_duration is null"
-        return self._each(sql, rows.select(["actual_duration", "ride_id"]))
+        return self._each(f"update predictions set {column} = ? where ride_id = ? and {column} is null", rows)
 
     def _staged(self, rows: pa.Table, sql: str) -> int:
         """Copy rows into a temporary table, `staged`, for a statement that returns a row for each that it changes."""

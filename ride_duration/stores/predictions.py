@@ -1,8 +1,9 @@
 """Predictions, rejects and runs in a database, and what they add up to by the hour."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from ride_duration.inputs import Columns, hours_of_week
 from ride_duration.model import LinearModel
+from ride_duration.ride import Ride, RideId
 from ride_duration.slices import BANDS, BOROUGHS, EDGES, USUAL_MINUTES, slices
 from ride_duration.stores import KEYS, TABLES
 from ride_duration.stores.databases import Database
@@ -42,6 +44,33 @@ SUMS = {
 """The columns of `hourly`: predictions by hour of pickup, model version, borough of pickup and band of miles. A dashboard asks
 them of ten million predictions, so they are added up as these are written. `ended` are rides whose duration is known, `usual`
 and all that follow are of those that took usual minutes, `ranged` of those that were given an interval."""
+
+
+def row_of(
+    ride_id: RideId, version: str, ride: Ride, duration: float, interval: tuple[float, float] | None, scored_at: datetime
+) -> dict[str, Any]:
+    """What a service has answered, as a row of `predictions`.
+
+    Raises
+    ------
+    ValueError
+        If a text of it has a NUL.
+    """
+    if "\0" in f"{ride_id}{version}":
+        raise ValueError("its ride_id has a NUL, which PostgreSQL does not take")
+    low, high = interval or (None, None)
+    return {
+        "ride_id": str(ride_id),
+        "model_version": version,
+        "pickup_datetime": ride.pickup_datetime and ride.pickup_datetime.replace(microsecond=0),
+        "PULocationID": ride.PULocationID,
+        "DOLocationID": ride.DOLocationID,
+        "trip_distance": ride.trip_distance,
+        "predicted_duration": duration,
+        "low": low,
+        "high": high,
+        "scored_at": scored_at,
+    }
 
 
 class DatabasePredictions:
@@ -85,18 +114,29 @@ class DatabasePredictions:
     def _interval(self, start: datetime, end: datetime, *names: str) -> Iterator["_Interval"]:
         with self.database.transaction():
             self.database.lock(" ".join([str(start), str(end), *names]))
-            yield _Interval(self.database, start, end)
+            first = _hour(start)
+            hours = {first + timedelta(hours=place) for place in range(-(-(end - first) // timedelta(hours=1)))}
+            yield _Interval(self.database, hours)
 
     def writing(self, start: datetime, end: datetime, version: str) -> AbstractContextManager["_Interval"]:
         """An interval to write, in one transaction."""
         return self._interval(start, end, version)
 
-    @contextmanager
-    def adding(self, start: datetime, end: datetime) -> Iterator["_Interval"]:
-        """Predictions to add of rides picked up within [start, end), without a run, in one transaction."""
-        with self._interval(start, end) as interval:
-            yield interval
-            interval.settle()
+    def add(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Add predictions, see `row_of`, whose key isn't there yet, in one transaction and without a run; tell how many."""
+        first: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in rows:
+            first.setdefault((row["ride_id"], row["model_version"]), row)
+        with self.database.transaction():
+            self.database.lock("adding")  # two that add the same rides in another order would wait for each other
+            there = "select ride_id, model_version from predictions where ride_id in"
+            for row in self.database.rows_among(there, {ride_id for ride_id, _ in first}):
+                first.pop((row["ride_id"], row["model_version"]), None)
+            table = pa.Table.from_pylist(list(first.values()), schema=TABLES["predictions"])
+            adding = _Interval(self.database, {_hour(time) for time in table["pickup_datetime"].to_pylist() if time})
+            adding.add(table, TABLES["rejects"].empty_table())
+            adding.settle()
+        return adding.added
 
     @contextmanager
     def filling(self, start: datetime, end: datetime) -> Iterator["_Interval"]:
@@ -108,18 +148,21 @@ class DatabasePredictions:
 
 
 class _Interval:
-    """An open transaction: `stores.Writing` and `stores.Filling`."""
+    """An open transaction: `stores.Writing` and `stores.Filling`; `hours` are those that it touches."""
 
-    def __init__(self, database: Database, start: datetime, end: datetime) -> None:
-        self.database, self.start, self.end = database, start, end
-        self.filled = 0
+    def __init__(self, database: Database, hours: set[datetime]) -> None:
+        self.database, self.hours = database, hours
+        self.added = self.filled = 0
         self._all_new = True
         self._sums: list[pa.Table] = []
+        self._hour = "substr(pickup_datetime, 1, 13) || ':00:00'" if database.sqlite else "date_trunc('hour', pickup_datetime)"
 
     def add(self, predictions: pa.Table, rejects: pa.Table) -> None:
         """Add rows whose key isn't there yet."""
         if len(predictions):
-            self._all_new &= self.database.insert("predictions", predictions) == len(predictions)
+            added = self.database.insert("predictions", predictions)
+            self.added += added
+            self._all_new &= added == len(predictions)
             self._sums.append(_hourly(predictions))
         if len(rejects):
             self.database.insert("rejects", rejects)
@@ -145,29 +188,55 @@ class _Interval:
         self.database.insert("runs", run, more)
 
     def fill(self, actuals: pa.Table) -> None:
-        """Write `actual_duration` by `ride_id` where it isn't known yet."""
-        if len(actuals):
-            self.filled += self.database.fill_actuals(actuals)
+        """Write `actual_duration` by `ride_id` where it isn't known yet, and with it the pickup of rides asked without."""
+        filled = self.database.fill("actual_duration", actuals)
+        if not filled:
+            return
+        self.filled += filled
+        # a caller's pickup may be of another hour than the record's: that hour has another error now
+        hours = self.database.rows_among(
+            f"select distinct cast({self._hour} as text) as hour from predictions "
+            "where actual_duration is not null and ride_id in",
+            actuals["ride_id"].to_pylist(),
+        )
+        self.hours |= {datetime.fromisoformat(row["hour"]) for row in hours if row["hour"]}
+        if any(row["hour"] is None for row in hours):
+            self.database.fill("pickup_datetime", actuals)
 
     def add_up(self) -> None:
-        """Make the rows of `hourly` anew for the hours that this interval touches."""
-        first = self.start.replace(minute=0, second=0, microsecond=0)
-        last = (self.end + timedelta(hours=1, microseconds=-1)).replace(minute=0, second=0, microsecond=0)
+        """Make the rows of `hourly` anew for the hours that this transaction touches."""
         self.database.lock("hourly")
-        hour = "substr(pickup_datetime, 1, 13) || ':00:00'" if self.database.sqlite else "date_trunc('hour', pickup_datetime)"
-        self.database.run(f"delete from hourly where hour >= '{first}' and hour < '{last}'")
-        self.database.run(
-            f"insert into hourly select {hour} as hour, model_version, {_BOROUGH} as borough, {_MILES} as miles, "
-            f"{', '.join(SUMS.values())} from predictions "
-            f"where pickup_datetime >= '{first}' and pickup_datetime < '{last}' group by 1, 2, 3, 4"
-        )
+        for first, last in _spans(self.hours):
+            self.database.run(f"delete from hourly where hour >= '{first}' and hour < '{last}'")
+            self.database.run(
+                f"insert into hourly select {self._hour} as hour, model_version, {_BOROUGH} as borough, {_MILES} as miles, "
+                f"{', '.join(SUMS.values())} from predictions "
+                f"where pickup_datetime >= '{first}' and pickup_datetime < '{last}' group by 1, 2, 3, 4"
+            )
+
+
+def _hour(time: datetime) -> datetime:
+    return time.replace(minute=0, second=0, microsecond=0)
+
+
+def _spans(hours: Iterable[datetime]) -> Iterator[tuple[datetime, datetime]]:
+    """Hours as spans without gaps, half-open."""
+    first = last = None
+    for hour in sorted(hours):
+        if hour != last:
+            if first and last:
+                yield first, last
+            first = hour
+        last = hour + timedelta(hours=1)
+    if first and last:
+        yield first, last
 
 
 _HOURLY = ("hour", "model_version", "borough", "miles")
 
 
 def _hourly(predictions: pa.Table) -> pa.Table:
-    """The sums of predictions that are new, of rides that may not have ended; one without a time is in no hour."""
+    """The sums of predictions that are new, of rides that may not have ended; one without a time is in none, until it ends."""
     predictions = predictions.filter(pc.is_valid(predictions["pickup_datetime"]))
     miles = pc.fill_null(predictions["trip_distance"], 0).to_numpy()
     pickup = predictions["pickup_datetime"].to_numpy()
