@@ -192,6 +192,14 @@ def missing(part: str, command: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def find_promtool() -> str:
+    """Prometheus' own reader of alert rules."""
+    found = shutil.which("promtool") or str(PROJECT / ".prometheus/usr/bin/promtool")
+    if not Path(found).exists():
+        missing("Prometheus", "make prometheus")
+    return found
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of our own, on a free port."""

@@ -29,7 +29,7 @@ from streams import Reader
 
 import predict
 from batch import live, score
-from conftest import FEBRUARY, PROJECT, StartKafka, free_port, made_up, running, typed
+from conftest import FEBRUARY, PROJECT, StartKafka, find_promtool, free_port, made_up, running, typed
 from registry.pull import main as pull_command
 from ride_duration.ride import NEW_YORK
 from ride_duration.stores import Address
@@ -69,6 +69,14 @@ def test_dashboard_and_alerts_use_metrics_and_labels_that_the_service_has(servic
         label for expression in expressions for part in re.findall(r"by \(([^)]*)\)", expression) for label in part.split(", ")
     }
     assert by <= labels
+
+
+def test_alert_rules_are_what_prometheus_takes() -> None:
+    files = sorted((PROJECT / "deploy").rglob("alerts.yaml"))
+    assert len(files) == 3
+    run = subprocess.run([find_promtool(), "check", "rules", *files], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("SUCCESS") == 3
 
 
 @pytest.mark.parametrize("kind", MANIFESTS)
