@@ -1,6 +1,7 @@
 """What the tests share: made-up records, a model fitted on them, and the service as a real process."""
 
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +24,9 @@ import requests
 from hypothesis import settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, expect, sync_playwright
+from prometheus_client.parser import text_string_to_metric_families
 
+from ride_duration.model_file import load_model
 from ride_duration.ride import Ride
 from ride_duration.zones import STRAIGHT_MILES
 from training.evaluation import in_range
@@ -86,6 +90,19 @@ def trips(records: Path) -> Trips:
 def estimator(trips: Trips) -> Estimator:
     """The product's own kind of model, fitted here."""
     return fit(trips)
+
+
+def versions_of(estimator: Estimator, count: int, **metadata: Any) -> list[bytes]:
+    """Model files of one size that differ in their version and their answers."""
+    described = msgspec.to_builtins(load_model(PROJECT / "model.bin").metadata)
+    files = []
+    for number in range(count):
+        vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
+        ridge.intercept_ = 5.0 + number
+        ridge.metadata_ = described | {"version": f"v{number:03}", "golden": []} | metadata
+        files.append(pickle.dumps((vectorizer, ridge)))
+    assert len({len(data) for data in files}) == 1
+    return files
 
 
 zones = st.integers(1, 265)
@@ -154,6 +171,24 @@ def end(process: subprocess.Popen[Any], seconds: float = 15) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def scrape(url: str) -> dict[str, float]:
+    """Every sample at /metrics, by its name and labels."""
+    answer = requests.get(f"{url}/metrics", timeout=5)
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    return {
+        f"{sample.name}{sample.labels or ''}": sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
 
 
 @contextmanager

@@ -21,10 +21,10 @@ control_socket_disable = True  # nothing here uses it, and it wants a writable h
 
 
 def post_worker_init(worker: object) -> None:
-    """In each worker, look for a new model file from now on: threads don't survive the fork."""
-    from predict import models
+    """In each worker, look for new model files from now on: threads don't survive the fork."""
+    from predict import watch
 
-    models.watch()
+    watch()
 
 
 def child_exit(server: object, worker: Any) -> None:

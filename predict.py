@@ -24,18 +24,18 @@ from web.access import Access
 from web.body import read_json_body
 from web.contract import Description, Health, Prediction, Predictions, Readiness, Refused
 from web.problems import Problem
+from web.shadow import Shadow
 from web.worker import DRAINING
 
 READINESS_RIDE = check_ride(EXAMPLE)
 
 
-def create_app(models: WatchedModel) -> Flask:
-    """The service for a file with a model of ride duration."""
+def create_app(models: WatchedModel, shadow: Shadow | None = None) -> Flask:
+    """The service for a file with a model of ride duration, and a candidate that scores the same rides beside it."""
     app = Flask(__name__, static_folder="web/static", template_folder="web/templates")
     problems.register(app)
     metrics.register(app, models)
     with_rides = settings.log_rides()
-    logs.set_up()
     app.wsgi_app = Access(app.wsgi_app)  # type: ignore[method-assign]
 
     @app.post("/predict")
@@ -58,9 +58,7 @@ def create_app(models: WatchedModel) -> Flask:
             metrics.count_rides(durations)
             if interval:
                 answer.intervals = np.column_stack(model.interval_columns(columns, durations)).tolist()
-            seen["rides"] = len(rides)
-            if with_rides:
-                seen["scored"] = [{"ride": r, "duration": d} for r, d in zip(rides, answer.durations, strict=True)]
+            answered = rides, answer.durations
         else:
             answer = Prediction(duration=model.predict(rides), model_version=model.version, ride_id=rides.ride_id)
             metrics.count_rides(answer.duration)
@@ -70,9 +68,12 @@ def create_app(models: WatchedModel) -> Flask:
                 answer.explanation = explain(model, rides)
             if rides.ride_id is not UNSET:
                 seen["ride_id"] = rides.ride_id
-            seen["rides"] = 1
-            if with_rides:
-                seen["scored"] = [{"ride": rides, "duration": answer.duration}]
+            answered = [rides], [answer.duration]
+        seen["rides"] = len(answered[0])
+        if with_rides:
+            seen["scored"] = logs.scored(model, *answered)
+        if shadow:
+            shadow.add(*answered)
         return as_json(answer)
 
     @app.get("/model")
@@ -152,13 +153,23 @@ def refused_parameter(name: str, detail: str) -> Problem:
     return Problem("invalid-query", f"{name} {detail}.", [FieldError(name, detail)])
 
 
+logs.set_up()
 try:
     models = WatchedModel(os.environ.get("MODEL") or "model.bin", "duration")
-    app = create_app(models)
+    candidate = os.environ.get("SHADOW_MODEL")
+    shadow = Shadow(candidate, settings.log_rides()) if candidate else None
+    app = create_app(models, shadow)
 except ModelError as error:
     sys.exit(f"predict.py: {error}")
 
 
-if __name__ == "__main__":
+def watch() -> None:
+    """Start the threads of this process."""
     models.watch()
+    if shadow:
+        shadow.watch()
+
+
+if __name__ == "__main__":
+    watch()
     app.run(host="127.0.0.1", port=settings.port(), use_reloader=True, use_debugger=False)

@@ -17,17 +17,15 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import requests
 from flask import Flask
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 import predict
-from conftest import PROJECT, free_port, make_ride, running
+from conftest import PROJECT, free_port, make_ride, running, scrape, versions_of, wait_until
 from ride_duration.model import LinearModel
 from ride_duration.model_file import parse_model
 from ride_duration.watch import WatchedModel
@@ -350,14 +348,17 @@ def test_sigterm_ends_the_service_with_exit_code_0(serve: Callable[..., Any]) ->
     assert {"time", "request_id", "method", "milliseconds"} <= set(line)
 
 
-def test_rides_are_logged_when_asked_for(serve: Callable[..., Any]) -> None:
+def test_rides_are_logged_with_their_intervals_when_asked_for(serve: Callable[..., Any]) -> None:
     with serve(LOG_RIDES="1") as (url, _, log):
-        duration = requests.post(f"{url}/predict", json=RIDE | {"ride_id": "a"}, timeout=5).json()["duration"]
-        requests.post(f"{url}/predict", json=[RIDE], timeout=5)
+        one = requests.post(f"{url}/predict", json=RIDE | {"ride_id": "a"}, timeout=5).json()
+        many = requests.post(f"{url}/predict?interval=true", json=[RIDE, RIDE], timeout=5).json()
         wait_until(lambda: log.read_text().count('"scored"') == 2)
         lines = [json.loads(line) for line in log.read_text().splitlines() if '"scored"' in line]
-    assert [len(line["scored"]) for line in lines] == [1, 1]
-    assert {"ride": RIDE | {"ride_id": "a"}, "duration": duration} in [line["scored"][0] for line in lines]
+    assert one.keys() == {"duration", "model_version", "ride_id"}
+    scored = {len(line["scored"]): line["scored"] for line in lines}
+    interval = pytest.approx(many["intervals"][0], abs=1e-9)
+    assert scored[1] == [{"ride": RIDE | {"ride_id": "a"}, "duration": one["duration"], "interval": interval}]
+    assert scored[2] == [{"ride": RIDE, "duration": many["durations"][0], "interval": interval}] * 2
 
 
 @pytest.mark.parametrize(
@@ -421,17 +422,6 @@ def test_a_request_is_answered_while_the_service_is_asked_to_end(serve: Callable
         assert process.returncode == 0
 
 
-def scrape(url: str) -> dict[str, float]:
-    """Every sample at /metrics, by its name and labels."""
-    answer = requests.get(f"{url}/metrics", timeout=5)
-    assert answer.headers["Content-Type"].startswith("text/plain")
-    return {
-        f"{sample.name}{sample.labels or ''}": sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
-
-
 def test_metrics_are_right_across_workers_and_after_one_is_killed(serve: Callable[..., Any]) -> None:
     predictions, refusals, unknown = (
         "ride_duration_requests_total{'route': '/predict', 'status': '200'}",
@@ -476,18 +466,6 @@ def test_metrics_are_right_across_workers_and_after_one_is_killed(serve: Callabl
 
 def metrics_directories() -> set[str]:
     return set(glob("/dev/shm/ride-duration-*") + glob(f"{tempfile.gettempdir()}/ride-duration-*"))
-
-
-def versions_of(estimator: Estimator, count: int, **metadata: Any) -> list[bytes]:
-    """Model files of one size that differ in their version and their answers."""
-    files = []
-    for number in range(count):
-        vectorizer, ridge = pickle.loads(pickle.dumps(estimator))
-        ridge.intercept_ = 5.0 + number
-        ridge.metadata_ = msgspec.to_builtins(MODEL.metadata) | {"version": f"v{number:03}", "golden": []} | metadata
-        files.append(pickle.dumps((vectorizer, ridge)))
-    assert len({len(data) for data in files}) == 1
-    return files
 
 
 @pytest.mark.parametrize("how", ["replace", "symlink"])
@@ -558,13 +536,6 @@ def test_a_replaced_model_serves_within_seconds_and_a_bad_one_is_refused_without
     assert failures == []
     assert len(seen) > 100
     assert all(duration == pytest.approx(expected[version], abs=1e-9) for version, duration in seen)
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def wait_for_version(url: str, version: str) -> None:

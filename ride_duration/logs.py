@@ -5,14 +5,36 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+from ride_duration.model import LinearModel
+from ride_duration.ride import Ride
 
 log = logging.getLogger("ride_duration")
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class Scored(msgspec.Struct, gc=False):
+    """A ride in the log, and what a model answered: the entries of `scored`."""
+
+    ride: Ride
+    duration: float
+    interval: tuple[float, float] | UnsetType = UNSET
+    """Left out when the model has none."""
+
+
+def scored(model: LinearModel, rides: Iterable[Ride], durations: Iterable[float]) -> list[Scored]:
+    """What the log tells of rides and the durations that a model gave them."""
+    return [
+        Scored(ride, duration, model.interval(ride, duration) if model.has_interval else UNSET)
+        for ride, duration in zip(rides, durations, strict=True)
+    ]
 
 
 class JSONFormatter(logging.Formatter):
@@ -35,9 +57,9 @@ def set_up() -> None:
         log.propagate = False
 
 
-def write_request(fields: dict[str, Any]) -> None:
-    """The line of one request; straight to the stream: a `LogRecord` knows much that this line doesn't tell, and costs more."""
-    sys.stdout.buffer.write(_line(time.time(), "info", "request", fields) + b"\n")  # one write: other threads write too
+def write(message: str, fields: dict[str, Any]) -> None:
+    """A line straight to the stream: a `LogRecord` knows much that the line of a request doesn't tell, and costs more."""
+    sys.stdout.buffer.write(_line(time.time(), "info", message, fields) + b"\n")  # one write: other threads write too
     sys.stdout.buffer.flush()
 
 

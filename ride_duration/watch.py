@@ -44,6 +44,8 @@ class WatchedModel:
     ----------
     path, target
         As for `load_model`; a replacement must predict what the first model does.
+    name
+        What the log calls it.
 
     Raises
     ------
@@ -51,9 +53,9 @@ class WatchedModel:
         If there is no good model to begin with.
     """
 
-    def __init__(self, path: str | os.PathLike[str], target: Target | None) -> None:
-        self.path = Path(path)
-        self._identity = self._look()
+    def __init__(self, path: str | os.PathLike[str], target: Target | None, name: str = "model") -> None:
+        self.path, self.name = Path(path), name
+        self._identity = identity(self.path)
         self.current = Loaded(load_model(self.path, target), time.time())
         self.target = self.current.model.target
         self.refused: Refusal | None = None
@@ -67,21 +69,20 @@ class WatchedModel:
 
     def check(self) -> bool:
         """Look once; whether the file had changed."""
-        identity = self._look()
-        if identity == self._identity:
+        before, self._identity = self._identity, identity(self.path)
+        if self._identity == before:
             return False
-        self._identity = identity
         try:
             loaded = Loaded(load_model(self.path, self.target), time.time())
         except ModelError as error:
             self.refused = Refusal(str(error), time.time())
             self.refusals += 1
             fields = {"reason": str(error), "model_version": self.current.model.version}
-            log.error("a new model file is refused, the old model serves on", extra={"fields": fields})
+            log.error(f"a new {self.name} file is refused, the old {self.name} serves on", extra={"fields": fields})
             return True
-        before, self.current = self.current, loaded
-        fields = {"model_version": loaded.model.version, "replaced": before.model.version}
-        log.info("a new model serves", extra={"fields": fields})
+        replaced, self.current = self.current, loaded
+        fields = {"model_version": loaded.model.version, "replaced": replaced.model.version}
+        log.info(f"a new {self.name} serves", extra={"fields": fields})
         return True
 
     def _watch(self) -> None:
@@ -93,12 +94,14 @@ class WatchedModel:
                 log.exception("the model file could not be looked at")
             time.sleep(SECONDS)
 
-    def _look(self) -> tuple[int, ...] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+def identity(path: Path) -> tuple[int, ...] | None:
+    """What a file is known by, and its replacement told from it; None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def as_utc(seconds: float) -> str:

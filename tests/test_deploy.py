@@ -29,7 +29,7 @@ from streams import Reader
 
 import predict
 from batch import live, score
-from conftest import FEBRUARY, PROJECT, StartKafka, find_promtool, free_port, made_up, running, typed
+from conftest import FEBRUARY, PROJECT, StartKafka, find_promtool, free_port, made_up, running, typed, wait_until
 from registry.pull import main as pull_command
 from ride_duration.ride import NEW_YORK
 from ride_duration.stores import Address
@@ -49,11 +49,13 @@ POD = MANIFESTS["Deployment"]["spec"]["template"]
 WEB = POD["spec"]["containers"][0]
 
 
-def test_dashboard_and_alerts_use_metrics_and_labels_that_the_service_has(service: str) -> None:
+def test_dashboard_and_alerts_use_metrics_and_labels_that_the_service_has(serve: Callable[..., Any]) -> None:
     ride = {"PULocationID": 130, "DOLocationID": 205, "trip_distance": 3.66}
-    requests.post(f"{service}/predict", json=ride, timeout=5)
-    requests.post(f"{service}/predict", json=ride | {"trip_distance": -1}, timeout=5)
-    scraped = requests.get(f"{service}/metrics", timeout=5).text
+    with serve(SHADOW_MODEL="model.bin") as (url, _, _):
+        requests.post(f"{url}/predict", json=ride, timeout=5)
+        requests.post(f"{url}/predict", json=ride | {"trip_distance": -1}, timeout=5)
+        wait_until(lambda: "ride_duration_shadow_model_workers{" in requests.get(f"{url}/metrics", timeout=5).text)
+        scraped = requests.get(f"{url}/metrics", timeout=5).text
     exist = set(re.findall(r"^(ride_duration_\w+)", scraped, re.MULTILINE))
     labels = set(re.findall(r"(\w+)=\"", scraped))
     dashboard = json.loads((PROJECT / "deploy/grafana-dashboard.json").read_text())

@@ -43,7 +43,8 @@ class Access:
             code = int(status[:3])
             seconds = time.perf_counter() - began
             metrics.count_request(route, code, seconds)
-            logs.write_request(
+            logs.write(
+                "request",
                 {
                     "request_id": request_id,
                     "method": request.method,
@@ -51,7 +52,7 @@ class Access:
                     "status": code,
                     "milliseconds": round(seconds * 1000, 3),
                     **fields,
-                }
+                },
             )
             return start_response(status, headers, *error)
 

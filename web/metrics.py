@@ -2,7 +2,7 @@
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -43,23 +43,41 @@ _requests = lru_cache(1000)(REQUESTS.labels)
 
 def register(app: Flask, models: WatchedModel) -> None:
     """Serve the counts at /metrics, the models' among them."""
-    serving = ""
+    show_version = version_shown(MODEL)
 
     @app.get("/metrics")
     def metrics() -> Response:
         return Response(generate_latest(_registry()), content_type=CONTENT_TYPE_LATEST)
 
     def show_model() -> None:
-        nonlocal serving
         model, at = models.current
-        if serving and serving != model.version:
-            MODEL.labels(serving).set(0)
-        serving = model.version
-        MODEL.labels(serving).set(1)
+        show_version(model.version)
         LOADED.set(at)
         MODEL_REFUSALS.set(models.refusals)
 
     models.on_look = show_model
+
+
+def version_shown(gauge: Gauge) -> Callable[[str], None]:
+    """What sets a gauge of workers by `version` to the one version that this worker has."""
+    shown = ""
+
+    def show(version: str) -> None:
+        nonlocal shown
+        if shown and shown != version:
+            gauge.labels(shown).set(0)
+        shown = version
+        gauge.labels(shown).set(1)
+
+    return show
+
+
+def observe_all(histogram: Histogram, values: NDArray[np.float64]) -> None:
+    """`observe` each of the values, at once: one by one takes three times as long as a model takes to score them."""
+    for place, count in enumerate(np.bincount(np.searchsorted(histogram._upper_bounds, values))):
+        if count:
+            histogram._buckets[place].inc(int(count))
+    histogram._sum.inc(float(values.sum()))
 
 
 def count_request(route: str | None, status: int, seconds: float) -> None:

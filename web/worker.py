@@ -141,7 +141,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         kinds = {LimitRequestLine: "uri-too-long", LimitRequestHeaders: "head-too-large"}
         problem = Problem(kinds.get(type(exc), "not-http"), f"{str(exc)[:200]}.")
         metrics.count_request(None, problem.status, 0.0)
-        logs.write_request({"route": None, "status": problem.status, "detail": problem.detail})
+        logs.write("request", {"route": None, "status": problem.status, "detail": problem.detail})
         content = problem.content()
         head = (
             f"HTTP/1.1 {problem.status} {problem.status.phrase}\r\nConnection: close\r\n"

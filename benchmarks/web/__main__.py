@@ -7,7 +7,7 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import click
 from tqdm import tqdm
@@ -18,6 +18,9 @@ from conftest import free_port
 
 RATE = 100
 """Requests a second at which all are timed: the slowest bears it."""
+
+
+Seen = TypeVar("Seen")
 
 
 class Costs(NamedTuple):
@@ -63,7 +66,7 @@ def cpu_of(service: Running, work: Callable[[], object]) -> float:
     return service.cpu() - before
 
 
-def beside(ours: list[Costs], theirs: list[Costs], of: Callable[[Costs], float]) -> str:
+def beside(ours: list[Seen], theirs: list[Seen], of: Callable[[Seen], float]) -> str:
     """How many times ours does what theirs does for the same CPU time: the median over the rounds, lowest and highest."""
     ratios = [of(mine) / of(other) for mine, other in zip(ours, theirs, strict=True)]
     return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f} to {max(ratios):.2f})"
