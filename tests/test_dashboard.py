@@ -91,11 +91,12 @@ def test_it_shows_rides_errors_drift_rejects_and_runs(running: str, page: Page) 
     expect(page.locator(".headline")).to_contain_text("2,003")
     expect(page.locator(".headline div").nth(2)).to_contain_text("3rejects")
     for title in ["Rides and predicted minutes by day", "Error by day", "Interval coverage by day", "Error by hour of pickup",
-                  "Error by borough of pickup", "Error by miles", "By model version", "Worst pairs", "Drift of the inputs",
+                  "Error by borough of pickup", "Error by miles", "By model version", "Worst pairs",
+                  "Interval coverage by hour of pickup", "Worst zones of pickup", "Drift of the inputs",
                   "Rejects", "Newest runs"]:  # fmt: skip
         expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
-    assert page.locator(".js-plotly-plot").count() == 10
+    assert page.locator(".js-plotly-plot").count() == 11
     expect(page.get_by_text("large drift").first).to_be_visible()  # made-up rides are not TLC's
     expect(page.get_by_text("must be an integer from 1 to 265").first).to_be_visible()
 

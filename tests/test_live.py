@@ -3,6 +3,7 @@
 import array
 import fcntl
 import signal
+import sqlite3
 import subprocess
 import sys
 import termios
@@ -344,6 +345,30 @@ def test_a_follower_that_is_asked_to_end_writes_what_it_has_in_hand(asked: Serve
     assert follower.returncode == 0, errors.decode()
     assert told.startswith(b"20 lines read = 20 with rides + 0 others")
     assert count_of(predictions) == len({(ride, version) for line in lines[:20] for ride, version in keys(line)})
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_asked_to_end_in_the_middle_of_writing_it_finishes(tmp_path: Path, name: str) -> None:
+    predictions = f"sqlite:///{tmp_path}/predictions.db"
+    entries = [{"ride": RIDE | {"ride_id": n}, "duration": 17.0} for n in range(4000)]
+    lines = [msgspec.json.encode(LINE | {"scored": entries[n : n + 100]}) + b"\n" for n in range(0, len(entries), 100)]
+    follower = follow(predictions, lines[0])
+    assert follower.stdin
+    until(lambda: count_of(predictions) > 0)
+    with closing(sqlite3.connect(f"{tmp_path}/predictions.db", isolation_level=None)) as held:
+        held.execute("begin immediate")
+        follower.stdin.write(b"".join(lines[1:]))
+        follower.stdin.flush()
+        until(lambda: unread(follower) == 0)
+        for _ in range(20):  # it waits to write, whichever of them finds it so
+            follower.send_signal(signal.Signals[name])
+            time.sleep(0.05)
+        assert follower.poll() is None
+        held.execute("rollback")
+    told, errors = follower.communicate()
+    assert follower.returncode == 0, errors.decode()
+    assert b" 4,000 added" in told
+    assert count_of(predictions) == 4000
 
 
 def unread(follower: subprocess.Popen[bytes]) -> int:
