@@ -23,7 +23,7 @@ try:
 
     from registry.embedded import open_registry
     from registry.mlflow import Registry, RegistryError
-    from registry.options import VARIABLE, default_registry
+    from registry.options import default_registry
     from registry.runs import CANDIDATE, Training, keep
     from training.evaluation import BOOSTING, Evaluation, evaluate, in_range
     from training.fetch import TLC_URL, find, month_file
@@ -121,7 +121,7 @@ def echo_metrics(metrics: dict[str, dict[str, float]], unit: str, heading: str) 
     "--register",
     "name",
     metavar="NAME",
-    help=f"Log it, there or where {VARIABLE} says, and register the model as its newest version and its {CANDIDATE}.",
+    help=f"Log it, there or where MLFLOW_TRACKING_URI says, and register the model as its newest version and its {CANDIDATE}.",
 )
 def main(
     records: tuple[str, ...],

@@ -5,14 +5,13 @@ import os
 import click
 
 EMBEDDED = "sqlite:///mlflow.db"
-VARIABLE = "MLFLOW_TRACKING_URI"
 
 registry_option = click.option(
     "--registry",
     "uri",
     default=EMBEDDED,
     show_default=True,
-    envvar=VARIABLE,
+    envvar="MLFLOW_TRACKING_URI",
     metavar="URI",
     help="MLflow's server, http://HOST:PORT, or a file of its own, sqlite:///FILE.db.",
 )
@@ -20,4 +19,4 @@ registry_option = click.option(
 
 def default_registry() -> str:
     """What is meant where no registry is named."""
-    return os.environ.get(VARIABLE) or EMBEDDED
+    return os.environ.get("MLFLOW_TRACKING_URI") or EMBEDDED

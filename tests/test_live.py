@@ -2,6 +2,7 @@
 
 import array
 import fcntl
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -28,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from batch import dashboard, live, score, served, summary
 from batch.summary import Scope
-from conftest import PROJECT, free_port, running
+from conftest import PROJECT, free_port, running, wait_until
 from ride_duration.ride import NEW_YORK
 from ride_duration.stores import Address
 from ride_duration.stores.databases import Database
@@ -50,7 +51,7 @@ class Served(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def asked(serve: Callable[..., Any]) -> Served:
+def asked(serve: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Served:
     """Rides with a ride_id, one by one and in arrays, some without a time, some twice, and some without a ride_id."""
     rides = []
     for n in range(RIDES):
@@ -59,29 +60,27 @@ def asked(serve: Callable[..., Any]) -> Served:
         if n % 10:
             ride["pickup_datetime"] = pickup(n).isoformat()
         rides.append(ride)
-    with serve(LOG_RIDES="1") as service:
+    nameless = [{key: value for key, value in ride.items() if key != "ride_id"} for ride in rides[:7]]
+    with serve(LOG_RIDES="1", SHADOW_MODEL=str(beside(tmp_path_factory.mktemp("shadow")))) as service:
         answer = requests.post(f"{service.url}/predict?interval=true", json=rides, timeout=10).json()
         for ride in (*rides[:20], *rides[:5]):
             requests.post(f"{service.url}/predict", json=ride, timeout=5)
-        nameless = [{key: value for key, value in ride.items() if key != "ride_id"} for ride in rides[:7]]
         requests.post(f"{service.url}/predict", json=nameless, timeout=5)
         requests.post(f"{service.url}/predict", json={"PULocationID": 9999}, timeout=5)
+        wait_until(lambda: service.log.read_text().count('"duration":') == 2 * (RIDES + 25 + 7))
         log = service.log.read_bytes()
-    lines = []
-    for line in log.splitlines(keepends=True):
-        if b'"scored"' in line:
-            fields = msgspec.json.decode(line)
-            if len(fields["scored"]) == RIDES:
-                for scored, interval in zip(fields["scored"], answer["intervals"], strict=True):
-                    scored.setdefault("interval", interval)
-            line = msgspec.json.encode(fields) + b"\n"
-            lines.append(line)
-            for scored in fields["scored"]:  # the same rides, by a model that says half a minute more
-                scored["duration"] += 0.5
-                scored.pop("interval", None)
-            line = msgspec.json.encode(fields | {"message": "shadow", "model_version": SHADOW}) + b"\n"
-        lines.append(line)
-    return Served(b"".join(lines), answer["model_version"], rides, answer["durations"], answer["intervals"])
+    return Served(log, answer["model_version"], rides, answer["durations"], answer["intervals"])
+
+
+def beside(folder: Path) -> Path:
+    """A shadow: the shipped model, but that it says half a minute more, and has no interval."""
+    vectorizer, regression = pickle.loads((PROJECT / "model.bin").read_bytes())
+    regression.intercept_ += 0.5
+    low, high = regression.metadata_["bounds"]
+    changes = {"version": SHADOW, "bounds": [low + 0.5, high + 0.5], "interval": None, "golden": []}
+    regression.metadata_ |= changes
+    (folder / "candidate.bin").write_bytes(pickle.dumps((vectorizer, regression)))
+    return folder / "candidate.bin"
 
 
 def pickup(n: int) -> datetime:
@@ -309,17 +308,10 @@ def follow(predictions: str, log: bytes) -> subprocess.Popen[bytes]:
     return follower
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
 def test_a_follower_killed_on_its_way_and_started_again_is_exact(asked: Served, database: str) -> None:
     lines = [line for line in asked.log.splitlines(keepends=True) if b"scored" in line]
     follower = follow(database, b"".join(lines[:2]) + lines[2][:100])
-    until(lambda: count_of(database) > 0)
+    wait_until(lambda: count_of(database) > 0, seconds=30)
     follower.stdin.write(lines[2][100:] + lines[3][:-20])  # type: ignore[union-attr]
     follower.send_signal(signal.SIGKILL)
     follower.communicate()
@@ -336,10 +328,10 @@ def test_a_follower_that_is_asked_to_end_writes_what_it_has_in_hand(asked: Serve
     predictions = f"sqlite:///{tmp_path}/predictions.db"
     lines = [line for line in asked.log.splitlines(keepends=True) if b"scored" in line]
     follower = follow(predictions, lines[0])
-    until(lambda: count_of(predictions) > 0)
+    wait_until(lambda: count_of(predictions) > 0, seconds=30)
     follower.stdin.write(b"".join(lines[1:20]))  # type: ignore[union-attr]
     follower.stdin.flush()  # type: ignore[union-attr]
-    until(lambda: unread(follower) == 0)
+    wait_until(lambda: unread(follower) == 0, seconds=30)
     follower.send_signal(signal.Signals[name])
     told, errors = follower.communicate()
     assert follower.returncode == 0, errors.decode()
@@ -354,12 +346,12 @@ def test_asked_to_end_in_the_middle_of_writing_it_finishes(tmp_path: Path, name:
     lines = [msgspec.json.encode(LINE | {"scored": entries[n : n + 100]}) + b"\n" for n in range(0, len(entries), 100)]
     follower = follow(predictions, lines[0])
     assert follower.stdin
-    until(lambda: count_of(predictions) > 0)
+    wait_until(lambda: count_of(predictions) > 0, seconds=30)
     with closing(sqlite3.connect(f"{tmp_path}/predictions.db", isolation_level=None)) as held:
         held.execute("begin immediate")
         follower.stdin.write(b"".join(lines[1:]))
         follower.stdin.flush()
-        until(lambda: unread(follower) == 0)
+        wait_until(lambda: unread(follower) == 0, seconds=30)
         for _ in range(20):  # it waits to write, whichever of them finds it so
             follower.send_signal(signal.Signals[name])
             time.sleep(0.05)

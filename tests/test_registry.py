@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
-from conftest import PROJECT, copy_project, find_promtool, free_port, make_records, missing, running, until_answers
+from conftest import PROJECT, copy_project, find_promtool, free_port, make_records, missing, running, until_answers, wait_until
 from ride_duration.features import MODEL_GROUPS, features
 from ride_duration.model_file import load_model
 from ride_duration.ride import check_ride
@@ -358,14 +358,14 @@ def test_a_promotion_is_a_hot_swap_without_a_failed_request_registry_or_not(serv
     with running(command, str(free_port()), PROJECT, **environment) as service, load(service.url) as answers:
         assert requests.get(f"{service.url}/model", timeout=5).json()["version"] == ours
         server.promote(1)
-        until(lambda: answers[-1][1].startswith("sha256:"))
+        wait_until(lambda: answers[-1][1].startswith("sha256:"), seconds=60)
         server.kill()
         time.sleep(8)  # it is asked meanwhile
         assert answers[-1][1].startswith("sha256:")
         assert "does not answer" in service.log.read_text()
         server.start()
         server.promote(2)
-        until(lambda: answers[-1][1] == ours)
+        wait_until(lambda: answers[-1][1] == ours, seconds=60)
     assert {status for status, _ in answers} == {200}
     assert len(answers) > 500
     assert {version for _, version in answers} == {ours, answers[len(answers) // 2][1], ours} | {
@@ -457,24 +457,17 @@ def test_a_month_that_drifts_is_found_and_a_better_model_takes_over_as_the_readm
 
     for line in first:
         do(line)
-    with running(["bash", "-ec", serve], port, tmp_path, **environment):
+    with running(["bash", "-ec", f"exec env {serve}"], port, tmp_path, **environment):
         old = version()
         half = len(rides) // 2
         ask(rides[:half])
         assert firing(live(), DRIFTED, tmp_path) == {old}
         for line in better:
             do(line)
-        until(lambda: version() != old)
+        wait_until(lambda: version() != old, seconds=60)
         new = version()
         ask(rides[half:])
         scraped = live()
         (compared,) = re.findall(rf'ride_duration_live_rides{{version="{re.escape(new)}"}} (\S+)', scraped)
         assert float(compared) > 1000
         assert firing(scraped, DRIFTED, tmp_path) == {old}
-
-
-def until(happens: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end
-        time.sleep(0.1)
