@@ -69,8 +69,8 @@ class Comparison(msgspec.Struct, kw_only=True):
     refused: list[str]
 
 
-def labelled(rides: Rides, days: int, seen_until: datetime | None) -> Labelled:
-    """The newest rides whose duration is known and usual: of the last `days` days, and after what the models have seen.
+def labelled(rides: Rides, days: int, after: datetime | None) -> Labelled:
+    """The newest rides whose duration is known and usual: of the last `days` days, and after a time: what the models have seen.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def labelled(rides: Rides, days: int, seen_until: datetime | None) -> Labelled:
     start = end = datetime.min
     if last:
         end = last + timedelta(seconds=1)
-        start = max(last - timedelta(days=days), seen_until + timedelta(seconds=1) if seen_until else datetime.min)
+        start = max(last - timedelta(days=days), after + timedelta(seconds=1) if after else datetime.min)
         for batch in rides.read(start, end) if start < end else ():
             minutes = batch["actual"].to_numpy()
             rows = well_formed(batch) & (minutes != MISSING) & (minutes >= USUAL_MINUTES[0]) & (minutes <= USUAL_MINUTES[1])
@@ -92,7 +92,7 @@ def labelled(rides: Rides, days: int, seen_until: datetime | None) -> Labelled:
             actual.append(minutes[rows])
     count = sum(map(len, actual))
     if count < FEWEST:
-        seen = f" after {seen_until}, which the models have not seen" if seen_until else ""
+        seen = f" after {after}, which the models have not seen" if after else ""
         raise Refused(
             f"{count:,} labelled rides{seen} are too few to compare on, {FEWEST:,} are needed; the newest ride is of {last}"
         )

@@ -38,8 +38,8 @@ class Puller:
         self._found = ""
         self._refused: dict[str, ModelError] = {}
 
-    def pull(self) -> LinearModel | None:
-        """Put the model in place if it is another than that which is there; None if it is the same as the last time.
+    def pull(self) -> None:
+        """Put the model in place if it is another than that which is there.
 
         Raises
         ------
@@ -48,7 +48,7 @@ class Puller:
         """
         place = self.registry.find(self.uri)
         if place.folder == self._found and self.path.exists():
-            return None
+            return
         if place.folder in self._refused:  # it is as bad as it was, and need not be fetched again
             raise self._refused[place.folder]
         try:
@@ -61,7 +61,6 @@ class Puller:
             write_whole(content, self.path)
             log.info("pulled", extra={"fields": {"model": place.name, "model_version": model.version, "to": str(self.path)}})
         self._found = place.folder
-        return model
 
 
 def in_place(path: Path, target: Target | None) -> LinearModel | None:

@@ -46,7 +46,7 @@ with mlflow.start_run() as run:
     told["run"] = run.info.run_id
     for form in ("pickle", "cloudpickle", "skops"):
         name = "model" if form == "pickle" else form
-        info = mlflow.sklearn.log_model(pipeline, name=name, serialization_format=form)
+        info = mlflow.sklearn.log_model(pipeline, name=name, serialization_format=form, pip_requirements=["scikit-learn"])
         told["uris"][form] = f"runs:/{run.info.run_id}/{name}"
     mlflow.log_artifact(shipped, "ours")
     told["uris"]["ours"] = f"runs:/{run.info.run_id}/ours"
