@@ -161,7 +161,10 @@ def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
     versions = [version for version in known.versions if any(row["model_version"] == version for row in by["day"])]
     whole = total(by["day"])
     refused = summary.rejects(database, scope)
-    parts: list[Any] = [headline(whole, refused), panel("Rides and predicted minutes by day", rides_by_day(by["day"]))]
+    parts: list[Any] = [
+        headline(whole, refused, len(versions)),
+        panel("Rides and predicted minutes by day", rides_by_day(by["day"])),
+    ]
     if whole["usual"]:
         low, high = USUAL_MINUTES
         parts += [
@@ -205,15 +208,15 @@ def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
     return known.versions, html.Div(parts, className="panels")
 
 
-def headline(whole: Row, refused: list[Row]) -> Any:
-    """The figures at the top."""
-    found = errors(whole)
+def headline(whole: Row, refused: list[Row], versions: int) -> Any:
+    """The figures at the top; those of several versions together say so."""
+    found, of = errors(whole), f" of {versions} versions" if versions > 1 else ""
     figures = [
-        (f"{int(whole['rides']):,}", "predictions"),
+        (f"{int(whole['rides']):,}", f"predictions{of}"),
         (f"{whole['predicted'] / whole['rides']:.1f} min", "mean prediction"),
         (f"{sum(row['rides'] for row in refused):,}", "rejects"),
         (f"{int(whole['ended']):,}", "have ended"),
-        (_minutes(found.rmse), "RMSE"),
+        (_minutes(found.rmse), f"RMSE{of}"),
         (_minutes(found.mae), "MAE"),
         (_minutes(found.bias, "+"), "bias"),
         (_share(found.coverage), "inside the interval"),
@@ -294,9 +297,17 @@ def worst(rows: list[Row]) -> Any:
     if not rows:
         return panel("Worst pairs", html.P(f"No pair has {summary.FEWEST} rides that have ended."), wide=True)
     cells = [
-        [row["pickup"], row["dropoff"], f"{row['rides']:,}", _minutes(row["rmse"]), _minutes(row["bias"], "+")] for row in rows
+        [
+            row["pickup"],
+            row["dropoff"],
+            row["model_version"],
+            f"{row['rides']:,}",
+            _minutes(row["rmse"]),
+            _minutes(row["bias"], "+"),
+        ]
+        for row in rows
     ]
-    names = ["From", "To", "Rides", "RMSE", "Bias"]
+    names = ["From", "To", "Model", "Rides", "RMSE", "Bias"]
     note = f"Of the newest {summary.NEWEST:,} rides that have ended, pairs of {summary.FEWEST} or more."
     return panel("Worst pairs", table(names, cells), note, wide=True)
 

@@ -104,19 +104,20 @@ def errors(row: Row) -> Errors:
 
 
 def worst_pairs(database: Database, scope: Scope, count: int = 12) -> list[Row]:
-    """The pairs of zones with the largest RMSE among the newest rides that have ended."""
+    """The pairs of zones with the largest RMSE among the newest rides that have ended, by version."""
     usual = f"actual_duration between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
     error = "predicted_duration - actual_duration"
     rows = database.rows(
-        f"select pickup, dropoff, count(*) as rides, avg(error * error) as squared, avg(error) as bias from "
-        f"(select PULocationID as pickup, DOLocationID as dropoff, {error} as error from predictions "
+        f"select pickup, dropoff, model_version, count(*) as rides, avg(error * error) as squared, avg(error) as bias from "
+        f"(select PULocationID as pickup, DOLocationID as dropoff, model_version, {error} as error from predictions "
         f"where {scope.where('pickup_datetime', usual)} order by pickup_datetime desc limit {NEWEST}) as newest "
-        f"group by 1, 2 having count(*) >= {FEWEST} order by 4 desc limit {count}"
+        f"group by 1, 2, 3 having count(*) >= {FEWEST} order by 5 desc limit {count}"
     )
     return [
         {
             "pickup": ZONES[row["pickup"]].name,
             "dropoff": ZONES[row["dropoff"]].name,
+            "model_version": row["model_version"],
             "rides": row["rides"],
             "rmse": math.sqrt(row["squared"]),
             "bias": row["bias"],
