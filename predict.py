@@ -71,7 +71,7 @@ def create_app(models: WatchedModel, shadow: Shadow | None = None) -> Flask:
             answered = [rides], [answer.duration]
         seen["rides"] = len(answered[0])
         if with_rides:
-            seen["scored"] = logs.scored(model, *answered)
+            seen[access.SCORED] = logs.scored(model, *answered)
         if shadow:
             shadow.add(*answered)
         return as_json(answer)

@@ -20,6 +20,10 @@ log = logging.getLogger("ride_duration")
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
+LINE_BYTES = 4096
+"""What a pipe takes in one piece, whoever else writes to it: longer lines of several processes would tear each other."""
+
+
 class Scored(msgspec.Struct, gc=False):
     """A ride in the log, and what a model answered: the entries of `scored`."""
 
@@ -59,7 +63,26 @@ def set_up() -> None:
 
 def write(message: str, fields: dict[str, Any]) -> None:
     """A line straight to the stream: a `LogRecord` knows much that the line of a request doesn't tell, and costs more."""
-    sys.stdout.buffer.write(_line(time.time(), "info", message, fields) + b"\n")  # one write: other threads write too
+    _write(_line(time.time(), "info", message, fields) + b"\n")
+
+
+def write_scored(message: str, fields: dict[str, Any], entries: Iterable[Scored]) -> None:
+    """Lines with `scored`, as many as it takes for each to be of at most `LINE_BYTES`."""
+    head = _line(time.time(), "info", message, fields)[:-1] + b',"scored":['
+    part: list[bytes] = []
+    size = most = LINE_BYTES - len(head) - len(b"]}\n")
+    for entry in map(_encode, entries):
+        if len(entry) + 1 > size and part:
+            _write(head + b",".join(part) + b"]}\n")
+            part, size = [], most
+        part.append(entry)
+        size -= len(entry) + 1
+    if part:
+        _write(head + b",".join(part) + b"]}\n")
+
+
+def _write(line: bytes) -> None:
+    sys.stdout.buffer.write(line)  # one write: other threads write too
     sys.stdout.buffer.flush()
 
 

@@ -17,6 +17,9 @@ from web import metrics
 FIELDS = "ride_duration.fields"
 """Key of the WSGI environment under which a view leaves what the request's line in the log is to tell."""
 
+SCORED = "scored"
+"""Among these, the rides with what was answered: `logs.Scored`."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -43,6 +46,9 @@ class Access:
             code = int(status[:3])
             seconds = time.perf_counter() - began
             metrics.count_request(route, code, seconds)
+            if scored := fields.pop(SCORED, None):
+                told = {"request_id": request_id, "model_version": fields["model_version"]}
+                logs.write_scored("answered", told, scored)
             logs.write(
                 "request",
                 {

@@ -59,7 +59,7 @@ def register(app: Flask, models: WatchedModel) -> None:
 
 
 def version_shown(gauge: Gauge) -> Callable[[str], None]:
-    """What sets a gauge of workers by `version` to the one version that this worker has."""
+    """What sets a gauge of workers by `version` to the one version that this worker has, or to none, if it is empty."""
     shown = ""
 
     def show(version: str) -> None:
@@ -67,7 +67,8 @@ def version_shown(gauge: Gauge) -> Callable[[str], None]:
         if shown and shown != version:
             gauge.labels(shown).set(0)
         shown = version
-        gauge.labels(shown).set(1)
+        if shown:
+            gauge.labels(shown).set(1)
 
     return show
 

@@ -28,17 +28,14 @@ SECONDS = 1.0
 """How often the thread takes what waits."""
 
 MAX_WAITING = 20_000
-"""Rides that may wait; more are dropped. It bounds the memory (5 MB), and what a worker's shadow costs: 5 % of a CPU."""
+"""Rides that may wait; more are dropped. It bounds the memory, and what a worker's shadow costs in a second: 5 % of a CPU, 15 %
+when the log has the rides."""
 
-CHUNK = 500
-"""Rides scored at a time: a request waits a millisecond for it at most. In steps of over 500 numpy lets go of the interpreter
-and takes it back each time, which costs requests more than to wait once."""
+CHUNK, LOGGED_CHUNK = 500, 125
+"""Rides scored at a time, and when the log has them too: a request waits about a millisecond for either at most."""
 
 PAUSE = 0.001
 """Seconds between two chunks, in which the threads that wait get their turn."""
-
-LINE = 12
-"""Rides in a line of the log: the 4 KB that a pipe takes in one piece, whoever else writes to it."""
 
 RIDES = Counter("ride_duration_shadow_rides_total", "Rides handed to the shadow model, by what became of them.", ["outcome"])
 DIFFERENCE = Histogram(
@@ -98,11 +95,16 @@ class Shadow:
         threading.Thread(target=self._watch, name="shadow", daemon=True).start()
 
     def look(self) -> None:
-        """Take up what the file has by now."""
-        if self.models:
+        """Take up what the file has by now; to remove it is to end the shadow."""
+        before, self._seen = self._seen, identity(self.path)
+        if self.models and self._seen:
             self.models.check()
             return
-        before, self._seen = self._seen, identity(self.path)
+        if self.models:
+            self.models = None
+            self._show("")
+            log.info("the shadow model is gone", extra={"fields": {"path": str(self.path)}})
+            return
         if self._seen != before:
             try:
                 self.models = WatchedModel(self.path, "duration", "shadow model")
@@ -118,11 +120,11 @@ class Shadow:
             rides, durations, dropped = self._rides, self._durations, self._dropped
             self._rides, self._durations, self._dropped = [], [], 0
         self._lost.inc(dropped)
-        model = self.models.current.model if self.models else None
+        model, size = self.models.current.model if self.models else None, LOGGED_CHUNK if self.with_rides else CHUNK
         while rides:
             # from the end, where it costs nothing: to let go of all at once would hold the interpreter for milliseconds
-            chunk = list(zip(rides[-CHUNK:], durations[-CHUNK:], strict=True))
-            del rides[-CHUNK:], durations[-CHUNK:]
+            chunk = list(zip(rides[-size:], durations[-size:], strict=True))
+            del rides[-size:], durations[-size:]
             if model and model.needs_distance:
                 known = [pair for pair in chunk if pair[0].trip_distance is not None]
             else:
@@ -136,9 +138,7 @@ class Shadow:
         rides, durations = zip(*answered, strict=True)
         shadow = model.predict_columns(Columns.of(rides))
         if self.with_rides:
-            scored = logs.scored(model, rides, shadow.tolist())
-            for start in range(0, len(scored), LINE):
-                logs.write("shadow", {"model_version": model.version, "scored": scored[start : start + LINE]})
+            logs.write_scored("shadow", {"model_version": model.version}, logs.scored(model, rides, shadow.tolist()))
         difference = shadow - np.array(durations)
         metrics.observe_all(self._longer, difference[difference >= 0])
         metrics.observe_all(self._shorter, -difference[difference < 0])
