@@ -108,7 +108,7 @@ def create_app(predictions: str, days: int = WINDOW_DAYS) -> Dash:
     )
     def show(search: str | None, first: str | None, last: str | None, version: str | None) -> tuple[Any, ...]:
         asked = ctx.triggered_id in (None, "url")  # else a filter was changed
-        scope = scope_of(search or "") if asked else Scope(_day(first), _day(last), version)
+        scope = scope_of(search or "") if asked else Scope(_day(first), _day(last), _version(version))
         try:
             with closing(Database(address, read_only=True)) as database:
                 versions, content = view(database, scope)
@@ -123,7 +123,7 @@ def create_app(predictions: str, days: int = WINDOW_DAYS) -> Dash:
 def scope_of(search: str) -> Scope:
     """The filters of an address: `?from=2021-02-01&to=2021-02-07&version=…`; what is no date counts for nothing."""
     values = {name: texts[0] for name, texts in parse_qs(search.removeprefix("?")).items()}
-    return Scope(_day(values.get("from")), _day(values.get("to")), values.get("version"))
+    return Scope(_day(values.get("from")), _day(values.get("to")), _version(values.get("version")))
 
 
 def search_of(scope: Scope) -> str:
@@ -133,11 +133,16 @@ def search_of(scope: Scope) -> str:
     return f"?{urlencode(chosen)}" if chosen else ""
 
 
-def _day(text: str | None) -> date | None:
+def _day(text: Any) -> date | None:
     try:
-        return date.fromisoformat((text or "")[:10])
-    except ValueError:
+        return date.fromisoformat(text[:10])
+    except (ValueError, TypeError):
         return None
+
+
+def _version(text: Any) -> str | None:
+    """A version as it may be asked for: text that a database takes."""
+    return text if isinstance(text, str) and text.isprintable() else None
 
 
 SCORE = "python -m batch.score --rides URL --predictions URL"
@@ -151,7 +156,8 @@ def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
         text = f"All {sum(timeless.values()):,} are of rides without a time, which are in no hour until they have ended:"
         return known.versions, empty("No prediction has a time yet", text, f"{SCORE} --actuals")
     if known.first is None:
-        return known.versions, empty("There are no predictions yet", "A run of the batch job makes some:", SCORE)
+        text = "batch.served reads some from a service's log, and a run of the batch job makes some:"
+        return known.versions, empty("There are no predictions yet", text, SCORE)
     by = {what: summary.sums(database, scope, what) for what in ("day", "hour", "borough", "miles")}
     if not by["day"]:
         return known.versions, empty(
@@ -159,11 +165,14 @@ def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
             f"There are predictions of rides from {known.first} to {known.last}, by {', '.join(known.versions)}.",
         )
     versions = [version for version in known.versions if any(row["model_version"] == version for row in by["day"])]
-    whole = total(by["day"])
+    # what a shadow says was nobody's answer: it is looked at by itself, or beside
+    answers = [row for row in by["day"] if row["model_version"] in known.answered] if scope.version is None else []
+    answers = answers or by["day"]
+    whole = total(answers)
     refused = summary.rejects(database, scope)
     parts: list[Any] = [
-        headline(whole, refused, len(versions)),
-        panel("Rides and predicted minutes by day", rides_by_day(by["day"])),
+        headline(whole, refused, len({row["model_version"] for row in answers})),
+        panel("Rides and predicted minutes by day", rides_by_day(answers)),
     ]
     if whole["usual"]:
         low, high = USUAL_MINUTES
@@ -199,7 +208,7 @@ def view(database: Database, scope: Scope) -> tuple[list[str], Any]:
             )
         )
     if len(known.versions) > 1:
-        parts.append(side_by_side(summary.side_by_side(database, scope)))
+        parts.append(side_by_side(summary.side_by_side(database, scope, known.answered)))
     if timeless and scope == Scope():
         text = f"{sum(timeless.values()):,} more were asked for without a time; they are in no hour until they have ended."
         parts.append(panel("Rides without a time", html.P(text), wide=True))
@@ -360,7 +369,8 @@ def drift(database: Database, scope: Scope, versions: Sequence[str], by: dict[st
     found = summary.drift(database, version, by)
     if found is None:
         return panel(
-            "Drift", html.P(f"{version} does not tell what it was trained on: `batch.score` with such a model writes it here.")
+            "Drift",
+            html.P(f"{version} does not tell what it was trained on: `--model FILE` of batch.score or batch.served does."),
         )
     parts = []
     for one in found:

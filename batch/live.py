@@ -1,13 +1,13 @@
 """What Prometheus is told of the predictions database: how wrong the model is, live, by version, zone and hour.
 
-It is computed from the database, of the newest days of pickup, so however many dashboards answer, all say the same.
+It is computed from the database, of the newest days of pickup, so however many dashboards answer, all come to say the same.
 """
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -21,6 +21,9 @@ from ride_duration.stores.databases import Database
 
 KEPT_SECONDS = 30.0
 """So long what was computed is told again."""
+
+SERVING = timedelta(hours=1)
+"""A version that has not answered for so long, while others have, serves no more."""
 
 BASELINE = timedelta(weeks=4)
 ENOUGH = 1000
@@ -86,6 +89,7 @@ def figures(database: Database, days: int) -> list[GaugeMetricFamily]:
     newest_at = family("newest_pickup_timestamp_seconds", "Hour of the newest pickup of a predicted ride")
     predictions = family("predictions", "Predictions of rides picked up within the newest days", "version")
     waiting = family("waiting", "Those whose actual duration is not known yet", "version")
+    serving = family("serving", "1 where the version has answered within an hour of the newest answer, 0 of others", "version")
     rides = family("rides", "Those that have ended, after usual minutes: the live error is theirs", "version")
     baseline = family("rmse_baseline_minutes", "The same as rmse_minutes of the four weeks before", "version")
     drift = family("drift_index", "Population stability index of an input against the training records", "version", "input")
@@ -118,8 +122,11 @@ def figures(database: Database, days: int) -> list[GaugeMetricFamily]:
             if row["usual"] >= FEWEST:
                 add_errors(row, row["model_version"], str(row["key"]), prefix="zone_")
     of_versions = _by_version(by.get("day", []))
+    answered = summary.known(database).answered
+    since = max(answered.values(), default=datetime.min) - SERVING if answered else datetime.min
     for version in sorted(of_versions.keys() | timeless.keys()):
         row = of_versions.get(version, total([]))
+        serving.add_metric([version], float(answered.get(version, datetime.min) > since))
         predictions.add_metric([version], row["rides"] + timeless.get(version, 0))
         waiting.add_metric([version], row["rides"] - row["ended"] + timeless.get(version, 0))
         rides.add_metric([version], row["usual"])

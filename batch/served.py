@@ -39,15 +39,18 @@ SECONDS = 2.0
 
 _ROWS = 5000
 _CHUNK_BYTES = 1 << 20
+_LINE_BYTES = 4 << 20
+_TOO_LONG = b"{"
 _LOOK_SECONDS = 0.5
 
 
 class Line(msgspec.Struct):
-    """A line of the log that has rides: of a request, or of what another model says of its rides."""
+    """A line of the log that has rides: with what was answered, or, when its message is "shadow", with what was not."""
 
     time: Annotated[datetime, Meta(tz=True)]
     model_version: Annotated[str, Meta(min_length=1, max_length=200)]
     scored: list[msgspec.Raw]
+    message: str = ""
 
 
 class Scored(msgspec.Struct):
@@ -62,18 +65,18 @@ _decode_line = msgspec.json.Decoder(Line).decode
 _decode_scored = msgspec.json.Decoder(Scored).decode
 
 
-def rows_of(line: bytes, counts: Counter[str]) -> list[dict[str, Any]]:
-    """The predictions in a line of the log, as rows of `predictions`; what it has is counted."""
+def rows_of(line: bytes, counts: Counter[str]) -> tuple[bool, list[dict[str, Any]]]:
+    """Whether a line of the log is a shadow's, and its predictions as rows of `predictions`; what it has is counted."""
     rows: list[dict[str, Any]] = []
     try:
         found = _decode_line(line)
         at = found.time.astimezone(UTC).replace(tzinfo=None, microsecond=0)
     except (msgspec.ValidationError, OverflowError):
         counts["others"] += 1
-        return rows
+        return False, rows
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         counts["that can't be read"] += 1
-        return rows
+        return False, rows
     counts["with rides"] += 1
     for entry in found.scored:
         try:
@@ -87,7 +90,7 @@ def rows_of(line: bytes, counts: Counter[str]) -> list[dict[str, Any]]:
                 rows.append(row_of(ride.ride_id, found.model_version, ride, scored.duration, scored.interval, at))
         except (ValueError, RecursionError):
             counts["of another form"] += 1
-    return rows
+    return found.message == "shadow", rows
 
 
 def lines_of(log: str, stopped: threading.Event) -> Iterator[list[bytes]]:
@@ -103,6 +106,8 @@ def lines_of(log: str, stopped: threading.Event) -> Iterator[list[bytes]]:
                 break
             *lines, rest = (rest + data).split(b"\n")
             yield lines
+            if len(rest) > _LINE_BYTES:  # no line of ours: to its end it is none that can be read
+                rest = _TOO_LONG
         if rest:
             yield [rest]
 
@@ -110,21 +115,23 @@ def lines_of(log: str, stopped: threading.Event) -> Iterator[list[bytes]]:
 def copy(logs: Sequence[str], target: DatabasePredictions, stopped: threading.Event) -> Counter[str]:
     """Add the predictions in logs until these end, or `stopped` is set; what was read is counted."""
     counts: Counter[str] = Counter()
-    hand: list[dict[str, Any]] = []
+    hand: dict[bool, list[dict[str, Any]]] = {False: [], True: []}  # what was answered, and what shadows say
     due = math.inf
 
     def write() -> None:
-        added = target.add(hand) if hand else 0
-        counts.update({"added": added, "there already": len(hand) - added})
-        hand.clear()
+        for shadow, rows in hand.items():
+            added = target.add(rows, shadow) if rows else 0
+            counts.update({"added": added, "there already": len(rows) - added})
+            rows.clear()
 
     for log in logs:
         for lines in lines_of(log, stopped):
             for line in lines:
-                hand += rows_of(line, counts)
-            if hand:
+                shadow, rows = rows_of(line, counts)
+                hand[shadow] += rows
+            if any(hand.values()):
                 due = min(due, time.monotonic() + SECONDS)
-            if len(hand) >= _ROWS or time.monotonic() >= due:
+            if sum(map(len, hand.values())) >= _ROWS or time.monotonic() >= due:
                 write()
                 due = math.inf
     write()
@@ -179,10 +186,12 @@ def main(logs: tuple[str, ...], predictions: str, models: tuple[str, ...]) -> No
     joined with how long it took, and is counted. One that was asked for several times is kept as it was answered first, by
     each model version. To read a log again changes nothing.
 
-    A log that grows is followed until it ends, or SIGTERM or SIGINT does it; a prediction is written within two seconds:
+    A file is read to its end; standard input until it ends, or SIGTERM or SIGINT does it, and a prediction is written within
+    two seconds:
 
     \b
     python -m batch.served service.log --predictions sqlite:///predictions.db
+    tail -F service.log | python -m batch.served - --predictions sqlite:///predictions.db
     kubectl logs --follow POD | python -m batch.served - --predictions postgresql://me@host/predictions
 
     Then `batch.score --actuals` fills in how long the rides took. A ride that was asked for without pickup_datetime gets it

@@ -34,7 +34,7 @@ class Scope(NamedTuple):
         parts = [also]
         if self.first:
             parts.append(f"{time} >= '{self.first}'")
-        if self.last:
+        if self.last and self.last < date.max:
             parts.append(f"{time} < '{self.last + timedelta(days=1)}'")
         if self.version:
             parts.append("model_version = '{}'".format(self.version.replace("'", "''")))
@@ -47,7 +47,9 @@ class Known(NamedTuple):
     first: date | None
     last: date | None
     versions: list[str]
-    """The newest first."""
+    """Those that answered last first, and shadows, which never did, last."""
+    answered: dict[str, datetime]
+    """When each has answered last, UTC, but for shadows."""
 
 
 class Errors(NamedTuple):
@@ -63,12 +65,12 @@ class Errors(NamedTuple):
 def known(database: Database) -> Known:
     """The days and versions that there are predictions of."""
     (span,) = database.rows("select cast(min(hour) as text) as first, cast(max(hour) as text) as last from hourly")
-    # the stream's sink writes predictions without a run
-    seen = "select model_version, finished_at as at from runs union all select distinct model_version, null from hourly"
-    versions = database.rows(f"select model_version, max(at) as at from ({seen}) as seen group by 1")
-    versions.sort(key=lambda row: str(row["at"] or ""), reverse=True)
+    rows = database.rows("select model_version, cast(answered_at as text) as at from versions")
+    answered = {row["model_version"]: datetime.fromisoformat(row["at"]) for row in rows}
+    seen = {row["model_version"] for row in database.rows("select distinct model_version from hourly")}
+    versions = sorted(seen, key=lambda version: (answered.get(version, datetime.min), version), reverse=True)
     first, last = (datetime.fromisoformat(time).date() if time else None for time in (span["first"], span["last"]))
-    return Known(first, last, [row["model_version"] for row in versions])
+    return Known(first, last, versions, answered)
 
 
 def sums(database: Database, scope: Scope, by: str) -> list[Row]:
@@ -177,8 +179,8 @@ def zones(database: Database, scope: Scope) -> list[Row]:
     )
 
 
-def side_by_side(database: Database, scope: Scope) -> list[Row]:
-    """Versions that have answered the same rides, two by two, among the newest predictions.
+def side_by_side(database: Database, scope: Scope, answered: Mapping[str, datetime]) -> list[Row]:
+    """Versions that have answered the same rides, two by two, among the newest predictions; a shadow is the other.
 
     Each row has `one` and `other`, their common `rides`, the `mean` and the root mean square (`rms`) of other - one in minutes,
     how many of these rides have `ended`, after usual minutes, and `rmse_of_one` and `rmse_of_other` on them, else None.
@@ -202,6 +204,9 @@ def side_by_side(database: Database, scope: Scope) -> list[Row]:
         "group by 1, 2 order by 3 desc, 1, 2"
     )
     for row in rows:
+        if (row["one"] not in answered, answered.get(row["one"])) > (row["other"] not in answered, answered.get(row["other"])):
+            row["one"], row["other"], row["mean"] = row["other"], row["one"], -row["mean"]
+            row["squared_of_one"], row["squared_of_other"] = row["squared_of_other"], row["squared_of_one"]
         row["rms"] = math.sqrt(row["squared"])
         for name in ("one", "other"):
             found = row[f"squared_of_{name}"]

@@ -19,6 +19,8 @@ except ModuleNotFoundError as error:
     sys.exit(f'streaming.sink needs {error.name}: run `make venv CATEGORIES="stream batch"`')
 
 from ride_duration.logs import log, shown
+from ride_duration.model import ModelError
+from ride_duration.model_file import load_model
 from streaming.engine import open_consumer
 from streaming.messages import PREDICTIONS, Event, Output, dead_letter, read_prediction, read_ride
 from streaming.worker import Step, Worker, port_option, service, stream_option
@@ -46,14 +48,17 @@ def rows_of(events: Sequence[Event]) -> tuple[list[dict[str, Any]], list[Output]
 @click.command(context_settings={"show_default": True})
 @stream_option
 @click.option("--predictions", required=True, envvar="PREDICTIONS", metavar="URL", help="sqlite:///FILE.db or postgresql://….")
+@click.option(
+    "--model", "models", multiple=True, metavar="FILE", help="A model file that serves: what drift is measured against."
+)
 @click.option("--batch", type=click.IntRange(1, 100_000), default=5000, help="Predictions in a transaction, at most.")
 @port_option
-def main(stream: str, predictions: str, batch: int, port: int) -> None:
+def main(stream: str, predictions: str, models: tuple[str, ...], batch: int, port: int) -> None:
     """Write the durations of the stream `predictions` into the predictions database, each once.
 
     Exit codes: 0 asked to end, 2 wrong options, 3 the stream or the database can't be used.
     """
-    with service("sink", StoreError):
+    with service("sink", StoreError, ModelError):
         address = Address.of(predictions)
         if address.kind == "parquet":
             raise StoreError(f"{shown(predictions)}: a stream is written into a database; give sqlite:///… or postgresql://…")
@@ -61,6 +66,8 @@ def main(stream: str, predictions: str, batch: int, port: int) -> None:
             closing(DatabasePredictions(Database(address, create=True))) as target,
             closing(open_consumer(stream, PREDICTIONS, GROUP)) as consumer,
         ):
+            for path in models:
+                target.introduce(load_model(path, "duration"))
 
             def write(events: Sequence[Event]) -> Step:
                 rows, dead = rows_of(events)

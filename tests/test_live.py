@@ -232,10 +232,11 @@ def test_the_live_error_is_what_numpy_says(asked: Served, predictions: str) -> N
         assert [row["n"] for row in database.rows("select count(*) as n from predictions where pickup_datetime is null")] == [
             2 * sum(1 for n in range(RIDES) if n % 10 == 0 and record(n)[2] is None)
         ]
-        (pair,) = summary.side_by_side(database, Scope())
-        assert not summary.side_by_side(database, Scope(version="another"))
+        (pair,) = summary.side_by_side(database, Scope(), summary.known(database).answered)
+        assert not summary.side_by_side(database, Scope(version="another"), {})
     found = scraped(live.Live(Address.of(predictions), 7).text().decode())
     check_figures(found, asked)
+    assert found["serving"] == {(asked.version,): 1.0, (SHADOW,): 0.0}
     assert found["drift_index"].keys() == {(asked.version, name) for name in ("hour", "weekday", "borough", "miles")}
     assert not found["rmse_baseline_minutes"]  # there is nothing before
     newest = max(pickup(n) if n % 10 else record(n)[1] for n in range(RIDES) if n % 10 or record(n)[2])
@@ -244,7 +245,8 @@ def test_the_live_error_is_what_numpy_says(asked: Served, predictions: str) -> N
     of = {asked.version: truth(asked), SHADOW: truth(asked, 0.5)}
     timed = np.array([n % 10 > 0 or record(n)[2] is not None for n in range(RIDES)])
     assert (pair["rides"], pair["ended"]) == (timed.sum(), of[SHADOW].usual.sum())
-    assert pair["mean"] == pytest.approx(0.5 if pair["other"] == SHADOW else -0.5)
+    assert (pair["one"], pair["other"]) == (asked.version, SHADOW)
+    assert pair["mean"] == pytest.approx(0.5)
     assert pair["rms"] == pytest.approx(0.5)
     for name in ("one", "other"):
         error = of[pair[name]].error[of[SHADOW].usual]
@@ -420,7 +422,7 @@ REFUSED, OTHER, UNREADABLE = {"with rides": 1, "of another form": 1}, {"others":
 )  # fmt: skip
 def test_a_line_is_read_or_counted_as_what_it_is(line: bytes, counted: dict[str, int]) -> None:
     counts: Counter[str] = Counter()
-    rows = served.rows_of(line, counts)
+    _, rows = served.rows_of(line, counts)
     assert dict(counts) | ({"row": len(rows)} if rows else {}) == counted
 
 
@@ -475,7 +477,7 @@ def test_the_dashboard_answers_metrics_whatever_its_database_has(asked: Served, 
 
 def add(url: str, *lines: bytes) -> None:
     with closing(DatabasePredictions(Database(Address.of(url), create=True))) as opened:
-        opened.add([row for line in lines for row in served.rows_of(line, Counter())])
+        opened.add([row for line in lines for row in served.rows_of(line, Counter())[1]])
 
 
 def test_rides_without_a_time_wait_and_figures_are_kept_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

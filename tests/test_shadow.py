@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,11 @@ def test_a_shadow_that_turns_bad_scores_on_and_a_good_one_replaces_it(
         for refusals, bad in enumerate((candidates[1][:-100], FARE), 1):
             put(bad, path)
             wait_until(lambda: log.read_text().count("a new shadow model file is refused") == 2 * refusals)  # noqa: B023
-        path.unlink()
-        wait_until(lambda: scrape(url)[REFUSALS] == 3)
         assert ask(url, "scored") == answer
         assert workers(url, "v000") == 2
+        path.unlink()
+        wait_until(lambda: workers(url, "v000") == 0)
+        assert ask(url, "unanswered") == answer
         put(candidates[1], path)
         wait_until(lambda: (workers(url, "v000"), workers(url, "v001")) == (0, 2))
         assert ask(url, "scored") == answer
@@ -184,10 +186,11 @@ def test_what_the_shadow_says_is_in_the_log_beside_what_was_answered(
         requests.post(f"{url}/predict", json=RIDES[0], timeout=5)
         requests.post(f"{url}/predict", json=RIDES[1:], timeout=5)
         wait_until(lambda: sum(len(line["scored"]) for line in logged(log, "shadow")) == len(RIDES))
-        shadow_lines, requests_lines = logged(log, "shadow"), logged(log, "request")
-        assert max(len(text) for text in log.read_text().splitlines() if '"shadow"' in text) < 4096
+        shadow_lines, answers = logged(log, "shadow"), logged(log, "answered")
+        assert not logged(log, "request")
+        assert max(map(len, log.read_bytes().splitlines(keepends=True))) <= 4096
     said = {entry["ride"]["ride_id"]: entry for line in shadow_lines for entry in line["scored"]}
-    answered = {entry["ride"]["ride_id"]: entry for line in requests_lines for entry in line["scored"]}
+    answered = {entry["ride"]["ride_id"]: entry for line in answers for entry in line["scored"]}
     assert {line["model_version"] for line in shadow_lines} == {"v000"}
     assert said.keys() == answered.keys() == {ride["ride_id"] for ride in RIDES}
     for wanted in RIDES:
@@ -261,3 +264,37 @@ def test_a_failure_of_the_shadow_is_told_once_and_it_goes_on(path: Path, monkeyp
     candidate.add(rides, [10.0] * len(rides))
     candidate.drain()
     assert counts.since() == (len(rides), 2 * len(rides), 0)
+
+
+SLOW = """
+import os, sys, time
+while data := os.read(0, 32768):
+    os.write(1, data)
+    time.sleep(0.002)
+"""
+
+
+def test_through_a_pipe_that_is_read_slowly_no_worker_tears_anothers_lines(path: Path, tmp_path: Path) -> None:
+    log, port = tmp_path / "log", str(free_port())
+    (tmp_path / "slow.py").write_text(SLOW)
+    piped = f"exec {sys.executable} -m gunicorn predict:app > >({sys.executable} {tmp_path}/slow.py > {log})"
+    environment = {"SHADOW_MODEL": str(path), "LOG_RIDES": "1", "WEB_CONCURRENCY": "2"}
+    count, arrays = 6, 15  # fewer rides than may wait for the shadow
+
+    def call(caller: int) -> None:
+        with requests.Session() as session:
+            for number in range(arrays):
+                rides = [ride | {"ride_id": f"{caller}-{number}-{place}-{'ü' * 20}"} for place, ride in enumerate(RIDES[:200])]
+                session.post(f"http://127.0.0.1:{port}/predict", json=rides, timeout=30).raise_for_status()
+
+    with running(["bash", "-c", piped], port, PROJECT, **environment):
+        with ThreadPoolExecutor(count) as callers:
+            list(callers.map(call, range(count)))
+        wait_until(lambda: log.read_bytes().count(b'"duration":') == 2 * count * arrays * 200, seconds=60)
+    lines = [json.loads(line) for line in log.read_bytes().splitlines() if line.startswith(b"{")]
+    told = {
+        message: [e for line in lines if line["message"] == message for e in line["scored"]]
+        for message in ("answered", "shadow")
+    }
+    for entries in told.values():
+        assert len({entry["ride"]["ride_id"] for entry in entries}) == len(entries) == count * arrays * 200

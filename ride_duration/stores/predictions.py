@@ -46,6 +46,10 @@ them of ten million predictions, so they are added up as these are written. `end
 and all that follow are of those that took usual minutes, `ranged` of those that were given an interval."""
 
 
+MAX_MINUTES = 1_000_000
+"""More than any model answers."""
+
+
 def row_of(
     ride_id: RideId, version: str, ride: Ride, duration: float, interval: tuple[float, float] | None, scored_at: datetime
 ) -> dict[str, Any]:
@@ -54,11 +58,15 @@ def row_of(
     Raises
     ------
     ValueError
-        If a text of it has a NUL.
+        If a text of it has a NUL, or its minutes are none: sums of them would overflow.
     """
     if "\0" in f"{ride_id}{version}":
         raise ValueError("its ride_id has a NUL, which PostgreSQL does not take")
     low, high = interval or (None, None)
+    if not all(abs(minutes) <= MAX_MINUTES for minutes in (duration, low or 0.0, high or 0.0)):
+        raise ValueError(f"its duration or interval is not of at most {MAX_MINUTES:,} minutes")
+    if low is not None and high is not None and low > high:
+        raise ValueError("its interval ends before it begins")
     return {
         "ride_id": str(ride_id),
         "model_version": version,
@@ -90,6 +98,7 @@ class DatabasePredictions:
                 "primary key (hour, model_version, borough, miles))"
             )
             database.run("create table if not exists models (model_version text primary key, trained_on text, inputs text)")
+            database.run("create table if not exists versions (model_version text primary key, answered_at timestamp)")
             database.run("create index if not exists predictions_by_pickup on predictions (pickup_datetime)")
 
     def close(self) -> None:
@@ -122,8 +131,11 @@ class DatabasePredictions:
         """An interval to write, in one transaction."""
         return self._interval(start, end, version)
 
-    def add(self, rows: Iterable[dict[str, Any]]) -> int:
-        """Add predictions, see `row_of`, whose key isn't there yet, in one transaction and without a run; tell how many."""
+    def add(self, rows: Iterable[dict[str, Any]], shadow: bool = False) -> int:
+        """Add predictions, see `row_of`, whose key isn't there yet, in one transaction and without a run; tell how many.
+
+        Those of a shadow were nobody's answer.
+        """
         first: dict[tuple[str, str], dict[str, Any]] = {}
         for row in rows:
             first.setdefault((row["ride_id"], row["model_version"]), row)
@@ -136,6 +148,8 @@ class DatabasePredictions:
             adding = _Interval(self.database, {_hour(time) for time in table["pickup_datetime"].to_pylist() if time})
             adding.add(table, TABLES["rejects"].empty_table())
             adding.settle()
+            if not shadow:
+                adding.answered(table)
         return adding.added
 
     @contextmanager
@@ -180,9 +194,19 @@ class _Interval:
             more = ", ".join(f"{name} = hourly.{name} + excluded.{name}" for name in SUMS)
             self.database.insert("hourly", sums, f"({', '.join(_HOURLY)}) do update set {more}")
 
+    def answered(self, predictions: pa.Table) -> None:
+        """Keep when each version has answered last."""
+        last = predictions.group_by("model_version").aggregate([("scored_at", "max")])
+        last = last.select(["model_version", "scored_at_max"]).rename_columns(["model_version", "answered_at"])
+        later = "versions.answered_at < excluded.answered_at"
+        self.database.insert(
+            "versions", last, f"(model_version) do update set answered_at = excluded.answered_at where {later}"
+        )
+
     def finish(self, run: pa.Table) -> None:
         """Add the run, or what has come late to it."""
         self.settle()
+        self.answered(run.select(["model_version", "finished_at"]).rename_columns(["model_version", "scored_at"]))
         counts = ", ".join(f"{name} = excluded.{name}" for name in run.column_names if name not in KEYS["runs"])
         more = f"({', '.join(KEYS['runs'])}) do update set {counts} where runs.rides_read <> excluded.rides_read"
         self.database.insert("runs", run, more)
