@@ -253,7 +253,7 @@ def log_training(
 ) -> str:
     """Keep a training in the registry, see `registry.runs.keep`; what was done, in words."""
     assert model.metadata is not None
-    facts = msgspec.structs.asdict(model.metadata)
+    facts = msgspec.to_builtins(model.metadata)
     told = {key: facts[key] for key in ("trained_on", "trained_until", "tested_on", "rows")} | {
         "coefficients": model.coefficients
     }

@@ -1,8 +1,8 @@
 """Whether a candidate may take the champion's place: both asked for rides that neither was trained on, side by side.
 
 Every check is a figure, the lower the better, and a limit. Where the champion itself is beyond a limit, a candidate that is
-no worse passes: what has drifted for both must not keep the better one out. How much two equally good models differ by chance,
-`python -m benchmarks.gate` measures; the limits leave twice that and more.
+no worse passes, but for cost and size: what has drifted for both must not keep the better one out. How much two equally good
+models differ by chance, `python -m benchmarks.gate` measures; the limits leave twice that and more.
 """
 
 import statistics
@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ride_duration.inputs import Columns
+from ride_duration.inputs import UNKNOWN_HOUR, Columns
 from ride_duration.model import GoldenRide, LinearModel
 from ride_duration.ride import EXAMPLE, InvalidRide, Ride, check_ride
-from ride_duration.sanity import falls
-from ride_duration.slices import SLICES, slices
+from ride_duration.sanity import LARGEST_FALL, MOST_FALLING, extremes, falls
+from ride_duration.slices import SLICES, USUAL_MINUTES, slices
 
 FEWEST = 1000
-"""Labelled rides that can tell two models apart at all."""
+"""Labelled rides that can tell two models apart at all; with few, what chance can do is let go with RMSE's limit."""
 
 FEWEST_IN_SLICE = 300
 ROUNDS, CALLS = 15, 200
@@ -33,7 +33,7 @@ class Limits(NamedTuple):
     """What a candidate is held to."""
 
     rmse: float = 1.005
-    """Of the champion's."""
+    """Of the champion's, and one standard error of the difference between the two more."""
     bias: float = 0.5
     """Minutes, either way; or 0.05 more than the champion's."""
     coverage: float = 0.05
@@ -42,12 +42,14 @@ class Limits(NamedTuple):
     """RMSE in any hour, weekday, borough or band of miles, of the champion's there."""
     golden: float = 0.75
     """How far an answer to one of the champion's golden rides may be from the champion's: of that and 5 minutes more."""
-    falling: float = 0.02
+    falling: float = MOST_FALLING
     """Share of rides that get over a minute shorter by a quarter of a mile more; or 0.015 more than the champion's."""
-    fall: float = 5.0
+    fall: float = LARGEST_FALL
     """Minutes that any gets shorter by it; or 1.5 more than the champion's."""
+    beyond: float = 0.0
+    """Minutes that any answer, whatever the zones, is beyond the usual; or one more than the champion's."""
     microseconds: float = 50.0
-    """CPU time of one ride."""
+    """CPU time of one ride; whatever the champion's is, like the next."""
     megabytes: float = 8.0
 
 
@@ -82,20 +84,31 @@ class Figures(NamedTuple):
     bias: float
     """Minutes, without its sign."""
     coverage_off: float | None
-    """How far the share of rides within the interval is from what it promises; None without an interval."""
+    """How far the share of rides within the interval is from what is promised; None without an interval."""
+    timeless_rmse: float
+    """Of the same rides, asked for without their time."""
+    timeless_coverage_off: float | None
     falling: float
     fall: float
+    beyond: float
 
 
-def figures(model: LinearModel, rides: Columns, actual: Values) -> Figures:
-    """Ask a model for rides whose duration is known, and sweep it over distances."""
-    predicted = model.predict_columns(rides)
-    off = predicted - actual
-    coverage_off = None
-    if model.metadata and model.metadata.interval:
+def figures(model: LinearModel, rides: Columns, actual: Values, level: float) -> Figures:
+    """Ask a model for rides whose duration is known, and sweep it; `level` is what an interval should hold of rides."""
+
+    def asked(rides: Columns) -> tuple[Values, float | None]:
+        predicted = model.predict_columns(rides)
+        if not model.has_interval:
+            return predicted - actual, None
         low, high = model.interval_columns(rides, predicted)
-        coverage_off = abs(float(((low <= actual) & (actual <= high)).mean()) - model.metadata.interval.level)
-    return Figures(off, _rmse(off), abs(float(off.mean())), coverage_off, *falls(model, rides))
+        return predicted - actual, abs(float(((low <= actual) & (actual <= high)).mean()) - level)
+
+    off, coverage_off = asked(rides)
+    timeless, timeless_coverage_off = asked(rides._replace(hour_of_week=np.full_like(rides.hour_of_week, UNKNOWN_HOUR)))
+    lowest, highest = extremes(model)
+    beyond = max(USUAL_MINUTES[0] - lowest, highest - USUAL_MINUTES[1], 0.0)
+    bias = abs(float(off.mean()))
+    return Figures(off, _rmse(off), bias, coverage_off, _rmse(timeless), timeless_coverage_off, *falls(model, rides), beyond)
 
 
 def compare(
@@ -122,21 +135,33 @@ def compare(
     unanswered = [float(unknown.mean()) if model and model.needs_distance else 0.0 for model in (candidate, champion)]
     if any(unanswered):
         rides, actual = rides.part(~unknown), actual[~unknown]
-    own, other = figures(candidate, rides, actual), figures(champion, rides, actual) if champion else None
+    if len(actual) < FEWEST:
+        return [Check("rides that both answer", None, None, 0.0)]
+    tables = [
+        model.metadata.interval for model in (champion, candidate) if model and model.metadata and model.metadata.interval
+    ]
+    level = tables[0].level if tables else 0.0
+    own, other = figures(candidate, rides, actual, level), figures(champion, rides, actual, level) if champion else None
 
     def held(name: str, value: float | None, before: float | None, limit: float, slack: float = 0.0) -> Check:
         """A check with a limit of its own, or what the champion has and a little more."""
         return Check(name, value, before, limit if before is None else max(limit, before + slack))
 
     checks = [held("rides without an answer", unanswered[0], unanswered[1] if champion else None, 0.0)]
-    if other is None:
-        checks.append(Check("RMSE, minutes", own.rmse, None, float(actual.std())))
-    else:
-        checks.append(Check("RMSE, minutes", own.rmse, other.rmse, other.rmse * limits.rmse))
+    for name, value, before in (
+        ("RMSE, minutes", own.rmse, other and other.rmse),
+        ("RMSE without time, minutes", own.timeless_rmse, other and other.timeless_rmse),
+    ):
+        if other is None or before is None:
+            checks.append(Check(name, value, None, float(actual.std())))
+        else:
+            chance = float((own.off**2 - other.off**2).std()) / len(actual) ** 0.5 / (2 * before)
+            checks.append(Check(name, value, before, before * limits.rmse + chance))
     checks.append(held("bias, minutes", own.bias, other and other.bias, limits.bias, slack=0.05))
-    coverage_off = other and other.coverage_off
-    if own.coverage_off is not None or coverage_off is not None:
-        checks.append(held("coverage off by", own.coverage_off, coverage_off, limits.coverage, slack=0.01))
+    if tables:
+        off, timeless = other and other.coverage_off, other and other.timeless_coverage_off
+        checks.append(held("coverage off by", own.coverage_off, off, limits.coverage, slack=0.01))
+        checks.append(held("coverage without time off by", own.timeless_coverage_off, timeless, limits.coverage, slack=0.01))
     if other and (worst := _worst_slice(rides, own.off, other.off)):
         checks.append(Check("RMSE in the worst slice, of the champion's", worst[0], 1.0, limits.worst_slice, worst[1]))
     if champion and champion.metadata and champion.metadata.golden:
@@ -147,6 +172,7 @@ def compare(
         *checks,
         held("rides that get shorter with distance", own.falling, other and other.falling, limits.falling, slack=0.015),
         held("largest fall with distance, minutes", own.fall, other and other.fall, limits.fall, slack=1.5),
+        held("minutes beyond 1 to 60, anywhere", own.beyond, other and other.beyond, limits.beyond, slack=1.0),
         Check("cost of a ride, CPU µs", cost, cost_before, limits.microseconds),
         Check("size, MB", size, size_before if champion else None, limits.megabytes),
     ]

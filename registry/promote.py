@@ -4,6 +4,7 @@ A candidate is compared with the champion on the newest rides that both have nev
 `registry.pull` follows is moved to it; if not, it says why. The comparison is kept with the candidate's run, either way.
 """
 
+import re
 import sys
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ except ModuleNotFoundError as error:
 from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import parse_model
+from ride_duration.ride import NEW_YORK
 from ride_duration.slices import USUAL_MINUTES
 
 CHAMPION = "champion"
@@ -69,7 +71,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     refused: list[str]
 
 
-def labelled(rides: Rides, days: int, after: datetime | None) -> Labelled:
+def labelled(rides: Rides, days: int, after: datetime | None, until: datetime | None = None) -> Labelled:
     """The newest rides whose duration is known and usual: of the last `days` days, and after a time: what the models have seen.
 
     Raises
@@ -79,6 +81,8 @@ def labelled(rides: Rides, days: int, after: datetime | None) -> Labelled:
     StoreError
     """
     last = rides.span(None).last
+    if last:  # a ride of a year to come is a clock that was wrong
+        last = min(last, until or datetime.now(NEW_YORK).replace(tzinfo=None, microsecond=0))
     found: list[Columns] = []
     actual: list[np.typing.NDArray[np.float64]] = []
     start = end = datetime.min
@@ -92,9 +96,10 @@ def labelled(rides: Rides, days: int, after: datetime | None) -> Labelled:
             actual.append(minutes[rows])
     count = sum(map(len, actual))
     if count < FEWEST:
-        seen = f" after {after}, which the models have not seen" if after else ""
+        seen = f", of which the models have seen those until {after}," if after else ""
         raise Refused(
-            f"{count:,} labelled rides{seen} are too few to compare on, {FEWEST:,} are needed; the newest ride is of {last}"
+            f"{count:,} labelled rides from {start} to {end}{seen} are too few to compare on, {FEWEST:,} are needed; "
+            "--days and --until choose others"
         )
     return Labelled(Columns(*map(np.concatenate, zip(*found, strict=True))), np.concatenate(actual), start, end)
 
@@ -102,7 +107,7 @@ def labelled(rides: Rides, days: int, after: datetime | None) -> Labelled:
 def seen_until(*models: LinearModel | None) -> datetime | None:
     """The last pickup that any of the models was trained on, as far as they tell."""
     told = [model.metadata.trained_until for model in models if model and model.metadata and model.metadata.trained_until]
-    return max(map(datetime.fromisoformat, told), default=None)
+    return max(told, default=None)
 
 
 def show(check: Check) -> str:
@@ -111,13 +116,17 @@ def show(check: Check) -> str:
     return f"{check.name:46}{figures}{check.limit:12.4g}  {'ok' if check.passed else 'REFUSED'}  {check.where}".rstrip()
 
 
-def promote(registry: Registry, name: str, candidate: str, rides: Rides, days: int, limits: Limits) -> str:
+def promote(
+    registry: Registry, name: str, candidate: str, rides: Rides, days: int, until: datetime | None, limits: Limits
+) -> str:
     """Compare, keep the comparison, and move the alias; what was done, in words.
 
     Parameters
     ----------
     candidate
         An alias, or a version's number.
+    until
+        End of the pickups that are looked at; None is now.
 
     Raises
     ------
@@ -126,7 +135,7 @@ def promote(registry: Registry, name: str, candidate: str, rides: Rides, days: i
     RegistryError, StoreError
     """
     aliases = registry.aliases(name)
-    number = candidate if candidate.isdigit() else aliases.get(candidate)
+    number = candidate if re.fullmatch("[1-9][0-9]*", candidate) else aliases.get(candidate)
     if number is None:
         raise NotThereError(f"{name} has no version called {candidate}: `train.py --mlflow … --register {name}` makes one")
     version, before = registry.version(name, number), aliases.get(CHAMPION)
@@ -141,7 +150,10 @@ def promote(registry: Registry, name: str, candidate: str, rides: Rides, days: i
         registry.tag(version, GATE, f"refused: {error}")
         raise Refused(f"{version}: {error}") from None
     champion, size = _champion(registry, name, before)
-    found = labelled(rides, days, seen_until(model, champion))
+    found = labelled(rides, days, seen_until(model, champion), until)
+    for one, what in ((model, "candidate"), (champion, CHAMPION)):
+        if one and not (one.metadata and one.metadata.trained_until):
+            click.echo(f"careful: the {what} doesn't tell until when it was trained, and may have seen these rides")
     other = f"version {before} ({champion.version})" if champion else "nothing yet"
     click.echo(
         f"{version} ({model.version}) against {other}, on {len(found.actual):,} rides from {found.first} to {found.last}\n"
@@ -166,6 +178,8 @@ def promote(registry: Registry, name: str, candidate: str, rides: Rides, days: i
     keep(registry, version, comparison)
     if comparison.refused:
         raise Refused("\n  ".join([f"{version} is refused, {_stays(before)}:", *comparison.refused]))
+    if registry.aliases(name).get(CHAMPION) != before:
+        raise Refused(f"{name} has got another {CHAMPION} meanwhile: compare with that one, again")
     registry.tag(version, REPLACED, before or "")
     registry.point(name, CHAMPION, number)
     return f"{version} is the {CHAMPION} now" + (f", it was version {before}; back with --rollback" if before else "")
@@ -210,11 +224,18 @@ def roll_back(registry: Registry, name: str) -> str:
     if number is None:
         raise Refused(f"{name} has no {CHAMPION}")
     version = registry.version(name, number)
-    before = version.tags.get(REPLACED)
-    if not before:
-        raise Refused(f"{version}, the {CHAMPION}, took the place of none: there is nothing to go back to")
-    registry.point(name, CHAMPION, before)
+    before, seen = version.tags.get(REPLACED), {number}
+    while before and before not in seen:
+        seen.add(before)
+        earlier = registry.version(name, before)
+        if ROLLED_BACK not in earlier.tags:
+            break
+        before = earlier.tags.get(REPLACED)  # it was no good either
+    else:
+        raise Refused(f"{version}, the {CHAMPION}, took the place of none that is good: there is nothing to go back to")
+    # first the tag: killed in between, the same again does the rest
     registry.tag(version, ROLLED_BACK, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+    registry.point(name, CHAMPION, before)
     return f"{name}: version {before} is the {CHAMPION} again, {number} is rolled back"
 
 
@@ -225,6 +246,7 @@ def roll_back(registry: Registry, name: str) -> str:
 )
 @click.option("--candidate", default=CANDIDATE, metavar="ALIAS|VERSION", help="Which version shall take the champion's place.")
 @click.option("--days", type=click.IntRange(1, 3660), default=28, help="How many days before the last ride are compared on.")
+@click.option("--until", type=click.DateTime(), help="End of the pickups that are compared on; now, without it.")
 @click.option("--max-microseconds", type=float, default=Limits().microseconds, help="CPU time that a ride may cost.")
 @click.option("--max-megabytes", type=float, default=Limits().megabytes, help="Size that the file may have.")
 @click.option("--rollback", is_flag=True, help="Give the alias back to the version that had it before.")
@@ -235,6 +257,7 @@ def main(
     rides_url: str | None,
     candidate: str,
     days: int,
+    until: datetime | None,
     max_microseconds: float,
     max_megabytes: float,
     rollback: bool,
@@ -244,8 +267,8 @@ def main(
     """Make a candidate of the registered model NAME its champion, if it is good enough.
 
     It is asked for the newest rides whose duration is known and which neither it nor the champion was trained on, and must
-    not be worse: RMSE, bias, coverage of the interval, the worst slice, the champion's golden rides, falling with distance,
-    cost, size.
+    not be worse: RMSE, bias, coverage of the interval, with and without a time, the worst slice, the champion's golden rides,
+    falling with distance, absurd answers anywhere, cost, size.
 
     \b
     python -m registry.promote ride-duration --rides 'data/*.parquet'
@@ -263,7 +286,7 @@ def main(
                 return
             rides = opened.enter_context(closing(open_rides(rides_url, mapping)))
             limits = Limits(microseconds=max_microseconds, megabytes=max_megabytes)
-            click.echo(promote(registry, name, candidate, rides, days, limits))
+            click.echo(promote(registry, name, candidate, rides, days, until, limits))
     except (RegistryError, StoreError) as error:
         click.echo(f"registry.promote: {error}", err=True)
         sys.exit(EXIT_REGISTRY)

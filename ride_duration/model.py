@@ -1,6 +1,7 @@
 """The linear model: an intercept and a table of coefficients, scored without scikit-learn."""
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -48,8 +49,8 @@ class Metadata(msgspec.Struct, kw_only=True):
     target: Target
     trained_on: list[str]
     """Months, like 2021-01."""
-    trained_until: str | None = None
-    """The last pickup among the rides trained on, like 2021-01-31T23:58:42: rides after it are new to the model."""
+    trained_until: Annotated[datetime, msgspec.Meta(tz=False)] | None = None
+    """The last pickup among the rides trained on, of New York's clock: rides after it are new to the model."""
     rows: int
     """Rides trained on."""
     metrics: dict[str, dict[str, float]]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ride_duration.model import MAX_NUMBER, LinearModel, Metadata, ModelError
 from ride_duration.pickles import Opaque, PickleError, read_pickle
-from ride_duration.ride import InvalidRide, Target
+from ride_duration.ride import FIRST_YEAR, LAST_YEAR, InvalidRide, Target
 
 MAX_BYTES = 16 * 2**20
 
@@ -181,6 +181,8 @@ def _metadata(value: Any) -> Metadata:
         metadata = msgspec.convert(value, Metadata)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"its metadata_ is not what train.py writes: {error}") from None
+    if metadata.trained_until and not FIRST_YEAR <= metadata.trained_until.year <= LAST_YEAR:
+        raise ModelError(f"its metadata_ says that it was trained until {metadata.trained_until}")
     low, high = metadata.bounds
     if not (math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(metadata.floor)):
         raise ModelError("its metadata_ has bounds that are not finite numbers in order")

@@ -80,6 +80,17 @@ def falls(model: LinearModel, rides: Columns) -> tuple[float, float]:
     return float((found > LARGE_FALL).mean()), float(max(found.max(), 0))
 
 
+def extremes(model: LinearModel) -> tuple[float, float]:
+    """The lowest and the highest prediction, in minutes, of rides between all zones, each with a few, near, far and unknown."""
+    zones = np.arange(1, LAST_ZONE + 1)
+    every = np.array([(p, d) for p in zones for d in zones[p % 16 :: 16]])
+    found = []
+    for hour in (*range(5, UNKNOWN_HOUR, 54), UNKNOWN_HOUR):
+        pairs = Columns(every[:, 0], every[:, 1], np.zeros(len(every)), np.full(len(every), hour))
+        found.append(_at(model, pairs, np.array([0, 0.1, 3, 20, 50])))
+    return float(np.min(found)), float(np.max(found))
+
+
 def _some(rides: Columns) -> Columns:
     return rides.part(np.linspace(0, len(rides.trip_distance) - 1, min(RIDES, len(rides.trip_distance))).astype(int))
 

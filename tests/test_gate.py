@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -75,6 +77,14 @@ def shorter(coefficients: Coefficients) -> None:
     coefficients["miles_over=2"] = coefficients.get("miles_over=2", 0.0) - 30
 
 
+def timeless(coefficients: Coefficients) -> None:
+    coefficients["hour_of_week=?"] = coefficients.get("hour_of_week=?", 0.0) + 9
+
+
+def elsewhere(coefficients: Coefficients) -> None:
+    coefficients["PULocationID=118"] = 1e8  # where no ride of the test begins
+
+
 def nothing(_: Coefficients) -> None:
     pass
 
@@ -82,7 +92,7 @@ def nothing(_: Coefficients) -> None:
 def test_the_champions_own_like_passes(champion: LinearModel, later: Trips) -> None:
     checks = compare(changed(champion, nothing), champion, later.rides, later.actual)
     assert refused(checks) == ""
-    assert len(checks) == 10
+    assert len(checks) == 13
 
 
 @pytest.mark.parametrize(
@@ -94,6 +104,10 @@ def test_the_champions_own_like_passes(champion: LinearModel, later: Trips) -> N
         (nothing, {"interval": None}, "coverage off by: there is none"),
         (early_hours, {}, "RMSE in the worst slice, of the champion's (hour 03): "),
         (nothing, {"intercept": 45.0}, "golden rides, apart from the champion ("),
+        (timeless, {}, "RMSE without time, minutes: "),
+        (nothing, {"interval": Interval(0.8, 5.0, (-0.3, 0.3), (-1, 100))}, "coverage without time off by: 0.2"),
+        (nothing, {"interval": Interval(0.999, 5.0, (-1, 100), (-1, 100))}, "coverage off by: 0.2"),
+        (elsewhere, {"bounds": (1, 1e9)}, "minutes beyond 1 to 60, anywhere: "),
         (shorter, {}, "rides that get shorter with distance: "),
         (shorter, {}, "largest fall with distance, minutes: "),
     ],
@@ -120,6 +134,8 @@ def test_one_that_has_no_answer_for_some_rides_is_refused(champion: LinearModel,
     assert "rides without an answer: " in reasons
     assert "golden rides" in reasons
     assert refused(compare(champion, course, later.rides, later.actual)) == ""
+    unknown = later.rides._replace(trip_distance=np.full_like(later.rides.trip_distance, np.nan))
+    assert refused(compare(course, champion, unknown, later.actual)) == "rides that both answer: there is none"
 
 
 def test_without_a_champion_it_must_beat_the_mean(champion: LinearModel, later: Trips) -> None:
@@ -147,8 +163,23 @@ def test_only_labelled_rides_that_no_model_has_seen_count(records: Path) -> None
     after = labelled(rides, 60, seen)
     assert after.first == seen + timedelta(seconds=1)
     assert 1000 < len(after.actual) < len(everything.actual)
-    with pytest.raises(Refused, match=r"\d+ labelled rides after 2021-02-27 00:00:00, .* are too few"):
+    with pytest.raises(
+        Refused, match=r"\d+ labelled rides .* the models have seen those until 2021-02-27 00:00:00, are too few"
+    ):
         labelled(rides, 60, datetime(2021, 2, 27))
     with pytest.raises(Refused, match="are too few"):
         labelled(rides, 1, None)
+    rides.close()
+
+
+def test_a_clock_that_was_wrong_does_not_move_the_window(tmp_path: Path) -> None:
+    path = make_records(tmp_path / "rides.parquet", "2021-02")
+    table = pq.read_table(path)
+    pickup = table["lpep_pickup_datetime"].to_numpy().copy()
+    pickup[0] = np.datetime64("2041-06-01")
+    pq.write_table(table.set_column(0, "lpep_pickup_datetime", pa.array(pickup)), path)
+    rides = open_rides(str(path), {})
+    with pytest.raises(Refused, match="--days and --until choose others"):
+        labelled(rides, 28, None)
+    assert len(labelled(rides, 28, None, datetime(2021, 3, 1)).actual) > 3500
     rides.close()
