@@ -7,6 +7,7 @@ file serves on.
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import click
@@ -19,9 +20,12 @@ from ride_duration.logs import log
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import load_model, parse_model, write_whole
 from ride_duration.ride import Target
+from ride_duration.watch import identity
 
 EXIT_REGISTRY, EXIT_MODEL = 3, 4
 FILE = "model.bin"
+REFUSED_SECONDS = 60.0
+"""How long a refused model isn't fetched again: its upload may not have been finished, or a proxy may have answered."""
 
 
 class Puller:
@@ -36,7 +40,8 @@ class Puller:
     def __init__(self, registry: Registry, uri: str, folder: Path, target: Target | None) -> None:
         self.registry, self.uri, self.path, self.target = registry, uri, folder / FILE, target
         self._found = ""
-        self._refused: dict[str, ModelError] = {}
+        self._written: tuple[int, ...] | None = None
+        self._refused: dict[str, tuple[float, ModelError]] = {}
 
     def pull(self) -> None:
         """Put the model in place if it is another than that which is there.
@@ -47,20 +52,24 @@ class Puller:
             What is in place stays.
         """
         place = self.registry.find(self.uri)
-        if place.folder == self._found and self.path.exists():
+        # the file may have been replaced or deleted by somebody else
+        if place.folder == self._found and self._written and identity(self.path) == self._written:
             return
-        if place.folder in self._refused:  # it is as bad as it was, and need not be fetched again
-            raise self._refused[place.folder]
+        until, refusal = self._refused.get(place.folder, (0.0, None))
+        if refusal and time.monotonic() < until:
+            raise refusal
         try:
             content = self.registry.model_file(place)
             model = parse_model(content, self.target)
         except ModelError as error:
-            self._refused[place.folder] = ModelError(f"{place.name}: {error}")
-            raise self._refused[place.folder] from None
+            refusal = ModelError(f"{place.name}: {error}")
+            self._refused[place.folder] = time.monotonic() + REFUSED_SECONDS, refusal
+            raise refusal from None
         if not self.path.exists() or self.path.read_bytes() != content:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(content, self.path)
             log.info("pulled", extra={"fields": {"model": place.name, "model_version": model.version, "to": str(self.path)}})
-        self._found = place.folder
+        self._found, self._written = place.folder, identity(self.path)
 
 
 def in_place(path: Path, target: Target | None) -> LinearModel | None:
