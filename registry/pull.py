@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from registry.embedded import open_registry
-from registry.mlflow import Registry, RegistryError
+from registry.mlflow import FORMS, Registry, RegistryError, is_model
 from registry.options import registry_option
 from ride_duration import logs
 from ride_duration.logs import log
@@ -86,8 +86,15 @@ def tell(error: Exception, serving: LinearModel | None) -> None:
     log.warning("not pulled", extra={"fields": fields})
 
 
+def checked_model(_context: click.Context, _parameter: click.Parameter, uri: str) -> str:
+    """Refuse what can never name a model as a wrong option, also when a good file is in place."""
+    if not is_model(uri):
+        raise click.BadParameter(f"{uri[:200]!r} is not a model: give {FORMS}")
+    return uri
+
+
 @click.command(context_settings={"show_default": True})
-@click.argument("model_uri", metavar="URI", envvar="MODEL_URI")
+@click.argument("model_uri", metavar="URI", envvar="MODEL_URI", callback=checked_model)
 @click.option(
     "--to",
     "folder",
@@ -105,25 +112,35 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
     URI is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH.
 
     A file that is not a model is refused, and what is in place serves on; so it does while the registry is away, which is told.
-    With --watch it never gives up: what isn't there yet may come.
+    With --watch it never gives up: what isn't there yet may come, and an MLflow of its own that doesn't start is started again.
 
-    Exit codes: 0 a good model is in place, 2 wrong options, 3 none is, and the registry can't be asked, 4 none is, since what
-    the registry has is refused.
+    Exit codes: 0 a good model is in place, or --watch was ended, 2 wrong options, 3 none is, and the registry can't be asked,
+    4 none is, since what the registry has is refused.
     """
     logs.set_up()
     stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with open_registry(uri) as registry:
-            follow(Puller(registry, model_uri, folder, target), every if watch else None, stopped)
-    except (RegistryError, ModelError, OSError) as error:
-        if serving := in_place(folder / FILE, target):
-            tell(error, serving)
+    told = ""
+    while True:
+        try:
+            with open_registry(uri, stopped) as registry:
+                follow(Puller(registry, model_uri, folder, target), every if watch else None, stopped)
             return
-        click.echo(f"registry.pull: {error}", err=True)
-        sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
+        except (RegistryError, ModelError, OSError) as error:
+            serving = in_place(folder / FILE, target)
+            if watch and not stopped.is_set() and str(error) != told:
+                told = str(error)
+                tell(error, serving)
+            if watch:  # it could not be opened: what is opened is followed, whatever it answers
+                if stopped.wait(every):
+                    return
+            elif serving:
+                tell(error, serving)
+                return
+            else:
+                click.echo(f"registry.pull: {error}", err=True)
+                sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
 
 
 def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:

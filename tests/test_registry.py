@@ -180,13 +180,28 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     ("uri", "url", "reason"),
     [
-        ("models:/x@champion", "http://u:secret@127.0.0.1:1", "does not answer"),
-        ("models:/x@champion", "nonsense", "is not a registry: give"),
         ("models:/x", "http://127.0.0.1:1", "is not a model: give"),
         ("model.bin", "http://127.0.0.1:1", "is not a model: give"),
+        ("models:/x@champion", "nonsense", "is not a registry: give"),
+        ("models:/x@champion", "http://:5000", "is not a registry: give"),
+        ("models:/x@champion", "sqlite:///", "names no file"),
+        ("models:/x@champion", "sqlite:///:memory:", "names no file"),
+        ("models:/x@champion", f"sqlite:///{PROJECT}", "names no file"),
+        ("models:/x@champion", "sqlite:///a.db?mode=ro", "may have no"),
     ],
 )
-def test_without_a_registry_it_says_so_and_the_last_good_file_stays(tmp_path: Path, uri: str, url: str, reason: str) -> None:
+def test_what_can_never_be_pulled_is_a_wrong_option_whatever_is_in_place(
+    tmp_path: Path, uri: str, url: str, reason: str
+) -> None:
+    (tmp_path / "model.bin").write_bytes((PROJECT / "model.bin").read_bytes())
+    for options in ([], ["--watch"]):
+        run = pull(uri, tmp_path, url, *options)
+        assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
+        assert reason in " ".join(run.stderr.split())
+
+
+def test_without_a_registry_it_says_so_and_the_last_good_file_stays(tmp_path: Path) -> None:
+    uri, url, reason = "models:/x@champion", "http://u:secret@127.0.0.1:1", "does not answer"
     run = pull(uri, tmp_path, url)
     assert (run.returncode, "Traceback" in run.stderr) == (3, False), run.stderr
     assert reason in run.stderr
@@ -315,7 +330,7 @@ def test_without_a_registry_nothing_is_trained_or_promoted(records: Path, tmp_pa
     assert "does not answer" in process.stderr
     assert not list(tmp_path.iterdir())
     process = promote("ftp://127.0.0.1", "x", "--rides", records / "green_tripdata_2021-02.parquet")
-    assert (process.returncode, "Traceback" in process.stderr) == (3, False)
+    assert (process.returncode, "Traceback" in process.stderr) == (2, False)
     assert "is not a registry: give http://HOST:PORT" in process.stderr
 
 
