@@ -30,7 +30,7 @@ _SQLITE = "sqlite:///"
 
 # Reads until whoever started it is gone, however that came about, and then ends the group of MLflow's server, which has
 # several processes. It is ended itself before the server is, so it never ends a group that has got the same number since.
-_GUARD = f'read _; kill -TERM -- "-$1"; sleep {END_SECONDS}; kill -KILL -- "-$1"'
+_GUARD = f'read _; kill -s TERM -- "-$1"; sleep {END_SECONDS}; kill -s KILL -- "-$1"'
 
 
 def wrong(uri: str) -> str:

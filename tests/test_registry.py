@@ -235,6 +235,7 @@ def test_a_training_is_kept_with_all_that_came_of_it(server: Server, records: Pa
     parameters = {one["key"]: one["value"] for one in found["data"]["params"]}
     assert parameters["trained_on"] == "2021-01"
     assert parameters["trained_until"] == model.metadata.trained_until
+    assert (parameters["taxi"], parameters["training_files"]) == ("green", "green_tripdata_2021-01.parquet")
     assert (parameters["alpha"], found["info"]["status"], found["info"]["run_name"]) == ("9.0", "FINISHED", model.version)
     metrics = {one["key"]: one["value"] for one in found["data"]["metrics"]}
     assert metrics["model/rmse"] == model.metadata.metrics["model"]["rmse"]
@@ -266,6 +267,51 @@ def test_a_file_is_a_registry_without_a_server(server: Server, records: Path, tm
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlartifacts", "model.bin", "served"}
     left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or [])]
     assert left == []
+
+
+SERVE = """
+import sys, time
+from registry.embedded import open_registry
+with open_registry(sys.argv[1]) as registry:
+    registry.reach()
+    print("it answers as", registry.name, flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_a_registry_of_ones_own_is_started_by_two_at_a_time_and_ends_with_them_however_they_end(
+    server: Server, tmp_path: Path
+) -> None:
+    del server  # only for what it skips without MLflow
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    # a proxy is not asked for what is here
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "HTTP_PROXY": "http://127.0.0.1:1"}
+    command = [sys.executable, "-c", SERVE, uri]
+    users = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+
+    def group(user: subprocess.Popen[str]) -> list[psutil.Process]:
+        return psutil.Process(user.pid).children(recursive=True)
+
+    for user in users:
+        assert user.stdout
+        assert user.stdout.readline() == f"it answers as {uri}\n"
+    started = [process for user in users for process in group(user)]
+    assert len(started) >= 4
+    users[0].terminate()
+    users[1].kill()
+    assert [user.wait(20) for user in users] == [128 + signal.SIGTERM, -signal.SIGKILL]
+    wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in started), seconds=30)
+    for user in users:
+        assert user.stdout
+        user.stdout.close()
+
+
+@pytest.mark.slow
+def test_what_registering_would_fail_on_is_found_before_the_training(server: Server, tmp_path: Path) -> None:
+    process = trained(tmp_path, tmp_path / "model.bin", server.url, "a/b", "nothing.parquet")
+    assert (process.returncode, "Traceback" in process.stderr) == (3, False), process.stderr
+    assert "a/b" in process.stderr
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -231,3 +233,32 @@ def test_secrets_in_the_environment_are_stripped_and_never_told(fake: Fake, monk
         with pytest.raises(RegistryError, match="MLFLOW_TRACKING_TOKEN has characters") as error:
             Registry(fake.url)
         assert value not in str(error.value)
+
+
+def test_what_a_training_would_fail_on_in_the_end_is_found_at_its_start(fake: Fake) -> None:
+    registry = Registry(fake.url)
+    missing = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"}'
+    for route in ("registered-models/get", "experiments/get-by-name"):
+        fake.broken[route] = 404, missing, {}
+    registry.takes("e", "x")
+    fake.broken["registered-models/get"] = 400, b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "a/b is no name"}', {}
+    registry.takes("e", None)
+    with pytest.raises(NotThereError, match="a/b is no name"):
+        registry.takes("e", "a/b")
+    deleted = {"experiment": {"experiment_id": "7", "lifecycle_stage": "deleted"}}
+    fake.broken["experiments/get-by-name"] = 200, json.dumps(deleted).encode(), {}
+    with pytest.raises(RegistryError, match="the experiment e is deleted: restore it"):
+        registry.takes("e", None)
+
+
+def test_watching_does_not_end_when_what_it_watches_by_cannot_be_started(tmp_path: Path) -> None:
+    registry = f"sqlite:///{tmp_path}/nowhere/mlflow.db"
+    command = ["-m", "registry.pull", URI, "--to", str(tmp_path / "served"), "--registry", registry, "--every", "1", "--watch"]
+    process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    with process.stdout as output:
+        assert "not pulled" in output.readline()
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.terminate()
+        assert (process.wait(10), output.read()) == (0, "")
