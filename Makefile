@@ -29,8 +29,8 @@ venv: $(call installed,packages $(CATEGORIES)) ## build .venv with what serving 
 serve: $(call installed,packages $(if $(MODEL_URI),registry)) ## answer on port 9696 (PORT, MODEL, WEB_CONCURRENCY are obeyed, MODEL_URI follows MLflow)
 ifdef MODEL_URI
 	$(BIN)/python -m registry.pull --to $(PULL_TO)
-	@$(BIN)/python -m registry.pull --to $(PULL_TO) --watch --every 2 & pull=$$!; MODEL=$(PULL_TO)/model.bin $(BIN)/gunicorn predict:app & web=$$!; \
-	trap 'kill $$web $$pull' TERM INT; wait $$web; trap - TERM INT; kill $$pull 2> /dev/null; wait
+	@$(BIN)/python -m registry.pull --to $(PULL_TO) --watch --every 2 & pull=$$!; MODEL=$(PULL_TO)/model.bin $(BIN)/gunicorn predict:app & web=$$!; asked=; \
+	trap 'asked=1; kill $$web $$pull' TERM INT; wait $$web; failed=$$?; trap - TERM INT; kill $$pull 2> /dev/null; wait; test "$$asked" || exit $$failed
 else
 	$(BIN)/gunicorn predict:app
 endif

@@ -23,8 +23,8 @@ try:
 
     from registry.embedded import open_registry
     from registry.mlflow import Registry, RegistryError
-    from registry.options import default_registry
-    from registry.runs import CANDIDATE, Training, keep
+    from registry.options import checked_registry, default_registry
+    from registry.runs import CANDIDATE, EXPERIMENT, NotRegisteredError, Training, keep
     from training.evaluation import BOOSTING, Evaluation, evaluate, in_range
     from training.fetch import TLC_URL, find, month_file
     from training.fit import SETTINGS, Estimator, bounds, calibrate, fit, linear_model
@@ -32,6 +32,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"train.py needs {error.name}: run `make venv CATEGORIES=train`, then .venv/bin/python train.py")
 
+from ride_duration.logs import shown
 from ride_duration.model import Interval, LinearModel, ModelError
 from ride_duration.model_file import load_model, parse_model, write_whole
 from ride_duration.ride import Target, check_ride
@@ -115,7 +116,11 @@ def echo_metrics(metrics: dict[str, dict[str, float]], unit: str, heading: str) 
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a page of plots and tables too.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="model.bin", help="The file to write.")
 @click.option(
-    "--mlflow", "registry_uri", metavar="URI", help="Log the training in MLflow: http://HOST:PORT or sqlite:///FILE.db."
+    "--mlflow",
+    "registry_uri",
+    metavar="URI",
+    callback=checked_registry,
+    help="Log the training in MLflow: http://HOST:PORT or sqlite:///FILE.db.",
 )
 @click.option(
     "--register",
@@ -154,14 +159,18 @@ def main(
 
     Exit codes: 0 done, 2 wrong options or records, 3 the registry can't be used.
     """
-    if name:
+    if name is not None:
+        if not name.strip():
+            raise click.UsageError("--register needs a name")
         registry_uri = registry_uri or default_registry()
     accounts: dict[str, list[tuple[int, str]]] = {}
+    files: dict[str, list[str]] = {"training": [], "test": []}
 
     def load(names: tuple[str, ...], wanted: tuple[str, ...], what: str) -> Trips | None:
         paths = [path for name in names for path in find(name, data)] + [month_file(taxi, m, data, source) for m in wanted]
         if not paths:
             return None
+        files[what] = [path.name for path in paths]
         trips, account = read_trips(paths, target, max_rows, what)
         accounts[what] = account_for(trips, account, target, what)
         click.echo(f"{what}: {', '.join(path.name for path in paths)}")
@@ -176,7 +185,7 @@ def main(
                 from training.report import render  # needs what training alone doesn't
             registry = opened.enter_context(open_registry(registry_uri)) if registry_uri else None
             if registry:
-                registry.reach()  # else an hour of training would be lost on a typo
+                registry.takes(EXPERIMENT, name)  # else an hour of training would be lost on a typo
             train, test = load(records, months, "training"), load(tests, test_months, "test")
             if train is None:
                 raise RecordsError("nothing to train on; give records, or --month 2021-01")
@@ -224,10 +233,20 @@ def main(
             f"{model.coefficients:,} coefficients, {len(content) / 1e6:.2f} MB"
         )
         if registry:
-            options = {"records": " ".join([*records, *months]), "max_rows": max_rows, "final": final, "test_from": test_from}
+            options = {
+                "records": shown(" ".join([*records, *months])),
+                "taxi": taxi,
+                "training_files": files["training"],
+                "test_files": files["test"],
+                "max_rows": max_rows,
+                "final": final,
+                "test_from": test_from,
+            }
             metrics = evaluation.metrics if evaluation else {}
             try:
                 click.echo(log_training(registry, name, estimator, model, content, options, metrics, page))
+            except NotRegisteredError as error:
+                raise NotLogged(f"{out} is written, {error}") from None
             except RegistryError as error:
                 raise NotLogged(f"{out} is written, but not logged: {error}") from None
 

@@ -2,11 +2,13 @@
 
 import os
 import re
+import threading
 import time
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
+import msgspec
 import requests
 
 from ride_duration.logs import shown
@@ -18,6 +20,8 @@ _ARTIFACTS = "mlflow-artifacts:"
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 _RUN = re.compile(r"runs:/(?P<run>[0-9a-zA-Z]+)/(?P<path>.+)")
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH"
+ANSWER_SECONDS = 60.0
+"""How long an answer may take as a whole: one that drips would never be silent for long enough to be given up."""
 
 
 class RegistryError(RuntimeError):
@@ -60,6 +64,104 @@ class Version(NamedTuple):
         return f"{self.name}, version {self.number}"
 
 
+class _Known(msgspec.Struct):
+    """An answer in which nothing is looked for: some object."""
+
+
+class _Info(msgspec.Struct):
+    artifact_uri: str
+    run_id: str = ""
+    name: str = ""
+
+
+class _Output(msgspec.Struct):
+    model_id: str
+
+
+class _Outputs(msgspec.Struct):
+    model_outputs: list[_Output] = []
+
+
+class _OneRun(msgspec.Struct):
+    info: _Info
+    outputs: _Outputs = msgspec.field(default_factory=_Outputs)
+
+
+class _Run(msgspec.Struct):
+    run: _OneRun
+
+
+class _OneLoggedModel(msgspec.Struct):
+    info: _Info
+
+
+class _LoggedModel(msgspec.Struct):
+    model: _OneLoggedModel
+
+
+class _Experiment(msgspec.Struct):
+    experiment_id: str
+    lifecycle_stage: str = ""
+
+
+class _FoundExperiment(msgspec.Struct):
+    experiment: _Experiment
+
+
+class _Tag(msgspec.Struct):
+    key: str
+    value: str = ""
+
+
+class _OneVersion(msgspec.Struct):
+    version: str
+    run_id: str | None = None
+    tags: list[_Tag] = []
+
+
+class _Version(msgspec.Struct):
+    model_version: _OneVersion
+
+
+class _Alias(msgspec.Struct):
+    alias: str
+    version: str
+
+
+class _OneModel(msgspec.Struct):
+    aliases: list[_Alias] = []
+
+
+class _Model(msgspec.Struct):
+    registered_model: _OneModel
+
+
+class _Download(msgspec.Struct):
+    artifact_uri: str
+
+
+class _File(msgspec.Struct):
+    path: str
+    is_dir: bool = False
+
+
+class _Files(msgspec.Struct):
+    files: list[_File] = []
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    error_code: str = ""
+
+
+_Answer = TypeVar("_Answer")
+
+
+def is_model(uri: str) -> bool:
+    """Whether it has one of the forms that name a model."""
+    return bool(_RUN.fullmatch(uri) or _MODEL.fullmatch(uri))
+
+
 class Registry:
     """A tracking server.
 
@@ -68,19 +170,41 @@ class Registry:
     url
         Where it is. User and password, or a token, are taken from the environment as MLflow takes them:
         MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.
+    seconds
+        How long it may be silent.
+    embedded
+        What to call a server that this process has started for itself: it is asked directly, through no proxy, as nobody.
+
+    Raises
+    ------
+    RegistryError
+        If what the environment has can't be sent.
     """
 
-    def __init__(self, url: str, seconds: float = 10.0) -> None:
+    def __init__(self, url: str, seconds: float = 10.0, embedded: str = "") -> None:
         self.url, self.seconds = url.rstrip("/"), seconds
+        self.name = embedded or shown(self.url)
         self._session = requests.Session()
-        if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        if embedded:
+            self._session.trust_env = False
+        elif token := _secret("MLFLOW_TRACKING_TOKEN"):
             self._session.headers["Authorization"] = f"Bearer {token}"
-        elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-            self._session.auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+        elif user := _secret("MLFLOW_TRACKING_USERNAME"):
+            self._session.auth = (user, _secret("MLFLOW_TRACKING_PASSWORD"))
 
     def reach(self) -> None:
         """Ask for nothing much; RegistryError if there is no answer."""
-        self._get("experiments/search", max_results="1")
+        self._get(_Known, "experiments/search", max_results="1")
+
+    def takes(self, experiment: str, name: str | None) -> None:
+        """Whether a run can be begun in the experiment, and a version of the registered model be made; RegistryError if not."""
+        self._experiment(experiment)
+        if name is not None:
+            try:
+                self.aliases(name)
+            except NotThereError as error:
+                if error.code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
 
     def find(self, uri: str) -> Place:
         """Where the files of a model are.
@@ -96,14 +220,13 @@ class Registry:
             raise NotThereError(f"{uri[:200]!r} is not a model: give {FORMS}")
         name, version = model["name"], model["version"]
         if model["alias"]:
-            answer = self._get("registered-models/alias", name=name, alias=model["alias"])
-            version = str(answer["model_version"]["version"])
+            version = self._get(_Version, "registered-models/alias", name=name, alias=model["alias"]).model_version.version
         return self.place(name, version)
 
     def place(self, name: str, version: str) -> Place:
         """Where the files of a registered model's version are."""
-        answer = self._get("model-versions/get-download-uri", name=name, version=version)
-        return Place(f"{name}, version {version}", str(answer["artifact_uri"]))
+        answer = self._get(_Download, "model-versions/get-download-uri", name=name, version=version)
+        return Place(f"{name}, version {version}", answer.artifact_uri)
 
     def model_file(self, place: Place) -> bytes:
         """The bytes of a model's file: `model.bin` as `train.py` writes it, or scikit-learn's pickle.
@@ -131,21 +254,17 @@ class Registry:
 
     def start_run(self, experiment: str, name: str, tags: dict[str, str]) -> tuple[str, Place]:
         """Begin a run, in an experiment that is made if there is none; the run's id, and where its files go."""
-        try:
-            found = self._get("experiments/get-by-name", experiment_name=experiment)["experiment"]
-        except NotThereError as error:
-            if error.code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            found = self._post("experiments/create", name=experiment)
+        found = self._experiment(experiment) or self._post(_Experiment, "experiments/create", name=experiment)
         labels = [{"key": key, "value": value} for key, value in tags.items()]
         began = {"start_time": _now(), "run_name": name, "tags": labels}
-        run = self._post("runs/create", experiment_id=found["experiment_id"], **began)["run"]["info"]
-        return run["run_id"], Place(f"run {run['run_id']}", run["artifact_uri"])
+        info = self._post(_Run, "runs/create", experiment_id=found.experiment_id, **began).run.info
+        return info.run_id, Place(f"run {info.run_id}", info.artifact_uri)
 
     def log(self, run: str, parameters: dict[str, str], metrics: dict[str, float]) -> None:
         """Write parameters and metrics into a run."""
         at = {"timestamp": _now(), "step": 0}
         self._post(
+            _Known,
             "runs/log-batch",
             run_id=run,
             params=[{"key": key, "value": value[:6000]} for key, value in parameters.items()],
@@ -154,71 +273,83 @@ class Registry:
 
     def end_run(self, run: str, status: str) -> None:
         """End a run: FINISHED or FAILED."""
-        self._post("runs/update", run_id=run, status=status, end_time=_now())
+        self._post(_Known, "runs/update", run_id=run, status=status, end_time=_now())
 
     def run_place(self, run: str) -> Place:
         """Where the files of a run are."""
-        return Place(f"run {run}", str(self._get("runs/get", run_id=run)["run"]["info"]["artifact_uri"]))
+        return Place(f"run {run}", self._get(_Run, "runs/get", run_id=run).run.info.artifact_uri)
 
     def upload(self, place: Place, name: str, content: bytes) -> None:
         """Put a file there; `name` may have folders."""
-        self._call("PUT", f"{self._path('/', place)}{quote(f'{self._inside(place)}/{name}')}", data=content)
+        answer = self._call("PUT", f"{self._path('/', place)}{quote(f'{self._inside(place)}/{name}')}", data=content)
+        self._decode(_Known, answer)
 
     def register(self, name: str, place: Place, run: str) -> str:
         """Make what is there the next version of a registered model, which is made if there is none; the version's number."""
         try:
-            self._post("registered-models/create", name=name)
+            self._post(_Known, "registered-models/create", name=name)
         except NotThereError as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = self._post("model-versions/create", name=name, source=place.folder, run_id=run)
-        return str(made["model_version"]["version"])
+        made = self._post(_Version, "model-versions/create", name=name, source=place.folder, run_id=run)
+        return made.model_version.version
 
     def aliases(self, name: str) -> dict[str, str]:
         """The versions of a registered model that have an alias, by alias."""
-        found = self._get("registered-models/get", name=name)["registered_model"].get("aliases", [])
-        return {str(one["alias"]): str(one["version"]) for one in found}
+        found = self._get(_Model, "registered-models/get", name=name).registered_model.aliases
+        return {one.alias: one.version for one in found}
 
     def version(self, name: str, number: str) -> Version:
         """What is known of a version."""
-        found = self._get("model-versions/get", name=name, version=number)["model_version"]
-        return Version(name, number, found.get("run_id", ""), {tag["key"]: tag["value"] for tag in found.get("tags", [])})
+        found = self._get(_Version, "model-versions/get", name=name, version=number).model_version
+        return Version(name, number, found.run_id or "", {tag.key: tag.value for tag in found.tags})
 
     def point(self, name: str, alias: str, number: str) -> None:
         """Make an alias stand for a version, whatever it stood for."""
-        self._post("registered-models/alias", name=name, alias=alias, version=number)
+        self._post(_Known, "registered-models/alias", name=name, alias=alias, version=number)
 
     def tag(self, version: Version, key: str, value: str) -> None:
         """Write a tag onto a version."""
-        self._post("model-versions/set-tag", name=version.name, version=version.number, key=key, value=value)
+        self._post(_Known, "model-versions/set-tag", name=version.name, version=version.number, key=key, value=value)
+
+    def _experiment(self, name: str) -> _Experiment | None:
+        try:
+            found = self._get(_FoundExperiment, "experiments/get-by-name", experiment_name=name).experiment
+        except NotThereError as error:
+            if error.code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if found.lifecycle_stage == "deleted":
+            restore = f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+            raise RegistryError(f"{self.name}: the experiment {name} is deleted: restore it in MLflow, or with {restore}")
+        return found
 
     def _of_run(self, run: str, path: str) -> Place:
-        found = self._get("runs/get", run_id=run)["run"]
-        place = Place(f"run {run}, {path}", f"{found['info']['artifact_uri']}/{path}")
+        found = self._get(_Run, "runs/get", run_id=run).run
+        place = Place(f"run {run}, {path}", f"{found.info.artifact_uri}/{path}")
         if self._names(place):
             return place
         # MLflow 3 keeps a run's models beside its artifacts
-        for output in found.get("outputs", {}).get("model_outputs", []):
-            model = self._get(f"logged-models/{output['model_id']}")["model"]["info"]
-            if model["name"] == path:
-                return Place(place.name, str(model["artifact_uri"]))
+        for output in found.outputs.model_outputs:
+            model = self._get(_LoggedModel, f"logged-models/{output.model_id}").model.info
+            if model.name == path:
+                return Place(place.name, model.artifact_uri)
         raise NotThereError(f"run {run} has nothing called {path}")
 
     def _names(self, place: Place) -> set[str]:
-        answer = self._call("GET", self._path("", place), params={"path": self._inside(place)}).json()
-        return {str(file["path"]).rpartition("/")[2] for file in answer.get("files", []) if not file.get("is_dir")}
+        answer = self._call("GET", self._path("", place), params={"path": self._inside(place)})
+        return {file.path.rpartition("/")[2] for file in self._decode(_Files, answer).files if not file.is_dir}
 
     def _bytes(self, place: Place, name: str) -> bytes:
-        answer = self._call("GET", f"{self._path('/', place)}{quote(f'{self._inside(place)}/{name}')}", stream=True)
-        content = answer.raw.read(MAX_BYTES + 1, decode_content=True)
+        content = self._call("GET", f"{self._path('/', place)}{quote(f'{self._inside(place)}/{name}')}")
         if len(content) > MAX_BYTES:
             raise ModelError(f"its {name} has more than {MAX_BYTES:,} bytes")
-        return bytes(content)
+        return content
 
     def _path(self, end: str, place: Place) -> str:
         if not place.folder.startswith(_ARTIFACTS):
             raise NotThereError(
-                f"the files of {place.name} are at {shown(place.folder)}, which {shown(self.url)} does not hand out: "
+                f"the files of {place.name} are at {shown(place.folder)}, which {self.name} does not hand out: "
                 "start the server with --artifacts-destination, without --no-serve-artifacts"
             )
         return f"mlflow-artifacts/artifacts{end}"
@@ -226,28 +357,75 @@ class Registry:
     def _inside(self, place: Place) -> str:
         return re.sub(r"^mlflow-artifacts:(//[^/]*)?/", "", place.folder)
 
-    def _get(self, path: str, **parameters: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._call("GET", f"mlflow/{path}", params=parameters).json()
-        return found
+    def _get(self, kind: type[_Answer], path: str, **parameters: str) -> _Answer:
+        return self._decode(kind, self._call("GET", f"mlflow/{path}", params=parameters))
 
-    def _post(self, path: str, **content: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self._call("POST", f"mlflow/{path}", json=content).json()
-        return found
+    def _post(self, kind: type[_Answer], path: str, **content: Any) -> _Answer:
+        return self._decode(kind, self._call("POST", f"mlflow/{path}", json=content))
 
-    def _call(self, method: str, path: str, **what: Any) -> requests.Response:
+    def _decode(self, kind: type[_Answer], answer: bytes) -> _Answer:
         try:
-            answer = self._session.request(method, f"{self.url}/api/2.0/{path}", timeout=self.seconds, **what)
-        except requests.RequestException as error:
-            raise RegistryError(f"{shown(self.url)} does not answer: {shown(str(error))}") from None
+            return msgspec.json.decode(answer, type=kind)
+        except ValueError as error:  # msgspec's are, and so is text that isn't UTF-8
+            raise RegistryError(f"{self.name} answers what MLflow does not: {error}; is it MLflow's server?") from None
+
+    def _call(self, method: str, path: str, **what: Any) -> bytes:
+        """The body of the answer, up to one byte more than a model's file may have."""
+        url = f"{self.url}/api/2.0/{path}"
+        try:
+            with self._session.request(method, url, timeout=self.seconds, allow_redirects=False, stream=True, **what) as answer:
+                content = _read(answer)
+        except (requests.RequestException, OSError, ValueError) as error:
+            raise RegistryError(f"{self.name} does not answer: {shown(str(error))}") from None
+        if 300 <= answer.status_code < 400:
+            elsewhere = shown(answer.headers.get("Location", "nowhere"))[:200]
+            raise RegistryError(
+                f"{self.name} answers {answer.status_code} and points to {elsewhere}: give MLflow's own address"
+            )
+        if answer.ok:
+            return content
+        told = _Error(answer.reason or "")
+        with suppress(ValueError):
+            told = msgspec.json.decode(content, type=_Error)
+        words = f"{self.name} answers {answer.status_code}: {told.message[:500]}"
         if answer.status_code >= 500:
-            raise RegistryError(f"{shown(self.url)} answers {answer.status_code}")
-        if not answer.ok:
-            message, code = answer.reason, ""
-            with suppress(requests.RequestException, ValueError, KeyError, TypeError):
-                content = answer.json()
-                message, code = str(content["message"]), str(content["error_code"])
-            raise NotThereError(f"{shown(self.url)} answers {answer.status_code}: {message[:500]}", code)
-        return answer
+            raise RegistryError(words)
+        raise NotThereError(words, told.error_code)
+
+
+def _secret(variable: str) -> str:
+    """What is in the environment, without the newline that a file or a shell has left; it is never shown."""
+    value = os.environ.get(variable, "").strip()
+    if not (value.isascii() and value.isprintable()):
+        raise RegistryError(f"{variable} has characters that can't be sent: only printable ASCII can")
+    return value
+
+
+def _read(answer: requests.Response) -> bytes:
+    """The body, or its first MAX_BYTES + 1; an error if it isn't there in time."""
+    end = time.monotonic() + ANSWER_SECONDS
+
+    def give_up() -> None:
+        with suppress(OSError, ValueError, RuntimeError):  # it may just have come to its end
+            answer.raw.shutdown()
+
+    late = threading.Timer(ANSWER_SECONDS, give_up)  # whoever reads is waiting for the next byte
+    late.daemon = True
+    late.start()
+    content = bytearray()
+    try:
+        for part in answer.iter_content(1 << 16):
+            content += part
+            if len(content) > MAX_BYTES:
+                break
+    except requests.RequestException:
+        if time.monotonic() < end:
+            raise
+    finally:
+        late.cancel()
+    if time.monotonic() >= end:
+        raise TimeoutError(f"the answer takes more than {ANSWER_SECONDS:g} s")
+    return bytes(content[: MAX_BYTES + 1])
 
 
 def _now() -> int:

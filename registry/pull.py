@@ -7,21 +7,25 @@ file serves on.
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import click
 
 from registry.embedded import open_registry
-from registry.mlflow import Registry, RegistryError
+from registry.mlflow import FORMS, Registry, RegistryError, is_model
 from registry.options import registry_option
 from ride_duration import logs
 from ride_duration.logs import log
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import load_model, parse_model, write_whole
 from ride_duration.ride import Target
+from ride_duration.watch import identity
 
 EXIT_REGISTRY, EXIT_MODEL = 3, 4
 FILE = "model.bin"
+REFUSED_SECONDS = 60.0
+"""How long a refused model isn't fetched again: its upload may not have been finished, or a proxy may have answered."""
 
 
 class Puller:
@@ -36,7 +40,8 @@ class Puller:
     def __init__(self, registry: Registry, uri: str, folder: Path, target: Target | None) -> None:
         self.registry, self.uri, self.path, self.target = registry, uri, folder / FILE, target
         self._found = ""
-        self._refused: dict[str, ModelError] = {}
+        self._written: tuple[int, ...] | None = None
+        self._refused: dict[str, tuple[float, ModelError]] = {}
 
     def pull(self) -> None:
         """Put the model in place if it is another than that which is there.
@@ -47,20 +52,24 @@ class Puller:
             What is in place stays.
         """
         place = self.registry.find(self.uri)
-        if place.folder == self._found and self.path.exists():
+        # the file may have been replaced or deleted by somebody else
+        if place.folder == self._found and self._written and identity(self.path) == self._written:
             return
-        if place.folder in self._refused:  # it is as bad as it was, and need not be fetched again
-            raise self._refused[place.folder]
+        until, refusal = self._refused.get(place.folder, (0.0, None))
+        if refusal and time.monotonic() < until:
+            raise refusal
         try:
             content = self.registry.model_file(place)
             model = parse_model(content, self.target)
         except ModelError as error:
-            self._refused[place.folder] = ModelError(f"{place.name}: {error}")
-            raise self._refused[place.folder] from None
+            refusal = ModelError(f"{place.name}: {error}")
+            self._refused[place.folder] = time.monotonic() + REFUSED_SECONDS, refusal
+            raise refusal from None
         if not self.path.exists() or self.path.read_bytes() != content:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(content, self.path)
             log.info("pulled", extra={"fields": {"model": place.name, "model_version": model.version, "to": str(self.path)}})
-        self._found = place.folder
+        self._found, self._written = place.folder, identity(self.path)
 
 
 def in_place(path: Path, target: Target | None) -> LinearModel | None:
@@ -77,8 +86,15 @@ def tell(error: Exception, serving: LinearModel | None) -> None:
     log.warning("not pulled", extra={"fields": fields})
 
 
+def checked_model(_context: click.Context, _parameter: click.Parameter, uri: str) -> str:
+    """Refuse what can never name a model as a wrong option, also when a good file is in place."""
+    if not is_model(uri):
+        raise click.BadParameter(f"{uri[:200]!r} is not a model: give {FORMS}")
+    return uri
+
+
 @click.command(context_settings={"show_default": True})
-@click.argument("model_uri", metavar="URI", envvar="MODEL_URI")
+@click.argument("model_uri", metavar="URI", envvar="MODEL_URI", callback=checked_model)
 @click.option(
     "--to",
     "folder",
@@ -96,25 +112,35 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
     URI is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH.
 
     A file that is not a model is refused, and what is in place serves on; so it does while the registry is away, which is told.
-    With --watch it never gives up: what isn't there yet may come.
+    With --watch it never gives up: what isn't there yet may come, and an MLflow of its own that doesn't start is started again.
 
-    Exit codes: 0 a good model is in place, 2 wrong options, 3 none is, and the registry can't be asked, 4 none is, since what
-    the registry has is refused.
+    Exit codes: 0 a good model is in place, or --watch was ended, 2 wrong options, 3 none is, and the registry can't be asked,
+    4 none is, since what the registry has is refused.
     """
     logs.set_up()
     stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with open_registry(uri) as registry:
-            follow(Puller(registry, model_uri, folder, target), every if watch else None, stopped)
-    except (RegistryError, ModelError, OSError) as error:
-        if serving := in_place(folder / FILE, target):
-            tell(error, serving)
+    told = ""
+    while True:
+        try:
+            with open_registry(uri, stopped) as registry:
+                follow(Puller(registry, model_uri, folder, target), every if watch else None, stopped)
             return
-        click.echo(f"registry.pull: {error}", err=True)
-        sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
+        except (RegistryError, ModelError, OSError) as error:
+            serving = in_place(folder / FILE, target)
+            if watch and not stopped.is_set() and str(error) != told:
+                told = str(error)
+                tell(error, serving)
+            if watch:  # it could not be opened: what is opened is followed, whatever it answers
+                if stopped.wait(every):
+                    return
+            elif serving:
+                tell(error, serving)
+                return
+            else:
+                click.echo(f"registry.pull: {error}", err=True)
+                sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
 
 
 def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:

@@ -33,6 +33,10 @@ run_id: {run}
 """
 
 
+class NotRegisteredError(RegistryError):
+    """A training is logged, and its model is not registered; the message says both."""
+
+
 class Training(NamedTuple):
     """What came of a training."""
 
@@ -60,6 +64,8 @@ def keep(registry: Registry, training: Training, name: str | None) -> tuple[str,
     ------
     RegistryError
         Nothing is registered then; a run that was begun is FAILED, if that can still be said.
+    NotRegisteredError
+        The run is there and has all of it.
     """
     tags = {"mlflow.source.name": "train.py", "mlflow.source.type": "LOCAL", "target": training.target}
     run, place = registry.start_run(EXPERIMENT, training.version, tags)
@@ -68,15 +74,20 @@ def keep(registry: Registry, training: Training, name: str | None) -> tuple[str,
         registry.log(run, {key: _text(value) for key, value in training.parameters.items()}, metrics)
         for path, content in {"report.html": training.report, **_files(training, run)}.items():
             registry.upload(place, path, content)
-    except RegistryError:
+    except BaseException:  # Ctrl+C too: else the run would be RUNNING for ever
         with suppress(RegistryError):
             registry.end_run(run, "FAILED")
         raise
     registry.end_run(run, "FINISHED")
     if name is None:
         return run, None
-    number = registry.register(name, Place(place.name, f"{place.folder}/{FOLDER}"), run)
-    registry.point(name, CANDIDATE, number)
+    done = f"logged as run {run}, but not registered"
+    try:
+        number = registry.register(name, Place(place.name, f"{place.folder}/{FOLDER}"), run)
+        done = f"logged as run {run} and registered as {name}, version {number}, but not its {CANDIDATE}"
+        registry.point(name, CANDIDATE, number)
+    except RegistryError as error:
+        raise NotRegisteredError(f"{done}: {error}") from None
     return run, number
 
 

@@ -180,13 +180,28 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     ("uri", "url", "reason"),
     [
-        ("models:/x@champion", "http://u:secret@127.0.0.1:1", "does not answer"),
-        ("models:/x@champion", "nonsense", "is not a registry: give"),
         ("models:/x", "http://127.0.0.1:1", "is not a model: give"),
         ("model.bin", "http://127.0.0.1:1", "is not a model: give"),
+        ("models:/x@champion", "nonsense", "is not a registry: give"),
+        ("models:/x@champion", "http://:5000", "is not a registry: give"),
+        ("models:/x@champion", "sqlite:///", "names no file"),
+        ("models:/x@champion", "sqlite:///:memory:", "names no file"),
+        ("models:/x@champion", f"sqlite:///{PROJECT}", "names no file"),
+        ("models:/x@champion", "sqlite:///a.db?mode=ro", "may have no"),
     ],
 )
-def test_without_a_registry_it_says_so_and_the_last_good_file_stays(tmp_path: Path, uri: str, url: str, reason: str) -> None:
+def test_what_can_never_be_pulled_is_a_wrong_option_whatever_is_in_place(
+    tmp_path: Path, uri: str, url: str, reason: str
+) -> None:
+    (tmp_path / "model.bin").write_bytes((PROJECT / "model.bin").read_bytes())
+    for options in ([], ["--watch"]):
+        run = pull(uri, tmp_path, url, *options)
+        assert (run.returncode, "Traceback" in run.stderr) == (2, False), run.stderr
+        assert reason in " ".join(run.stderr.split())
+
+
+def test_without_a_registry_it_says_so_and_the_last_good_file_stays(tmp_path: Path) -> None:
+    uri, url, reason = "models:/x@champion", "http://u:secret@127.0.0.1:1", "does not answer"
     run = pull(uri, tmp_path, url)
     assert (run.returncode, "Traceback" in run.stderr) == (3, False), run.stderr
     assert reason in run.stderr
@@ -220,6 +235,7 @@ def test_a_training_is_kept_with_all_that_came_of_it(server: Server, records: Pa
     parameters = {one["key"]: one["value"] for one in found["data"]["params"]}
     assert parameters["trained_on"] == "2021-01"
     assert parameters["trained_until"] == model.metadata.trained_until
+    assert (parameters["taxi"], parameters["training_files"]) == ("green", "green_tripdata_2021-01.parquet")
     assert (parameters["alpha"], found["info"]["status"], found["info"]["run_name"]) == ("9.0", "FINISHED", model.version)
     metrics = {one["key"]: one["value"] for one in found["data"]["metrics"]}
     assert metrics["model/rmse"] == model.metadata.metrics["model"]["rmse"]
@@ -251,6 +267,51 @@ def test_a_file_is_a_registry_without_a_server(server: Server, records: Path, tm
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlartifacts", "model.bin", "served"}
     left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or [])]
     assert left == []
+
+
+SERVE = """
+import sys, time
+from registry.embedded import open_registry
+with open_registry(sys.argv[1]) as registry:
+    registry.reach()
+    print("it answers as", registry.name, flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+def test_a_registry_of_ones_own_is_started_by_two_at_a_time_and_ends_with_them_however_they_end(
+    server: Server, tmp_path: Path
+) -> None:
+    del server  # only for what it skips without MLflow
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    # a proxy is not asked for what is here
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "HTTP_PROXY": "http://127.0.0.1:1"}
+    command = [sys.executable, "-c", SERVE, uri]
+    users = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+
+    def group(user: subprocess.Popen[str]) -> list[psutil.Process]:
+        return psutil.Process(user.pid).children(recursive=True)
+
+    for user in users:
+        assert user.stdout
+        assert user.stdout.readline() == f"it answers as {uri}\n"
+    started = [process for user in users for process in group(user)]
+    assert len(started) >= 4
+    users[0].terminate()
+    users[1].kill()
+    assert [user.wait(20) for user in users] == [128 + signal.SIGTERM, -signal.SIGKILL]
+    wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in started), seconds=30)
+    for user in users:
+        assert user.stdout
+        user.stdout.close()
+
+
+@pytest.mark.slow
+def test_what_registering_would_fail_on_is_found_before_the_training(server: Server, tmp_path: Path) -> None:
+    process = trained(tmp_path, tmp_path / "model.bin", server.url, "a/b", "nothing.parquet")
+    assert (process.returncode, "Traceback" in process.stderr) == (3, False), process.stderr
+    assert "a/b" in process.stderr
 
 
 @pytest.mark.slow
@@ -315,7 +376,7 @@ def test_without_a_registry_nothing_is_trained_or_promoted(records: Path, tmp_pa
     assert "does not answer" in process.stderr
     assert not list(tmp_path.iterdir())
     process = promote("ftp://127.0.0.1", "x", "--rides", records / "green_tripdata_2021-02.parquet")
-    assert (process.returncode, "Traceback" in process.stderr) == (3, False)
+    assert (process.returncode, "Traceback" in process.stderr) == (2, False)
     assert "is not a registry: give http://HOST:PORT" in process.stderr
 
 
