@@ -23,6 +23,8 @@ SERVES = re.compile(r"make serve$|make batch-demo$|batch\.dashboard |streaming\.
 """Commands that don't end: here they must answer."""
 
 LIFE = (
+    ".venv/bin/python client.py february.parquet",
+    ".venv/bin/python -c 'import pyarrow.parquet",
     *(f".venv/bin/python {name} " for name in ("train.py", "-m registry.promote", "-m batch.served", "-m batch.score")),
     ".venv/bin/python -m batch.dashboard ",
     "LOG_RIDES=1 make serve MODEL_URI=",
@@ -145,7 +147,7 @@ def test_every_setting_is_in_the_readme() -> None:
         for name in ("predict", "train", "client", "web/*", "batch/*", "streaming/*", "registry/*")
         for path in PROJECT.glob(f"{name}.py")
     )
-    named = set(re.findall(r'(?:os\.environ\.get\(|envvar=|integer\()"([A-Z_]+)"', sources))
+    named = set(re.findall(r'(?:os\.environ\.get\(|envvar=|integer\(|_secret\()"([A-Z_]+)"', sources))
     assert named >= {"MODEL", "PORT", "WEB_CONCURRENCY", "TLC_URL"}
     listed = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
     assert named == listed
