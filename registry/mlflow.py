@@ -282,7 +282,8 @@ class Registry:
     def upload(self, place: Place, name: str, content: bytes) -> None:
         """Put a file there; `name` may have folders."""
         answer = self._call("PUT", f"{self._path('/', place)}{quote(f'{self._inside(place)}/{name}')}", data=content)
-        self._decode(_Known, answer)
+        if answer:  # MLflow's has nothing or {}: a page is somebody else's
+            self._decode(_Known, answer)
 
     def register(self, name: str, place: Place, run: str) -> str:
         """Make what is there the next version of a registered model, which is made if there is none; the version's number."""

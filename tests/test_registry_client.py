@@ -59,6 +59,8 @@ class Handler(BaseHTTPRequestHandler):
         for part, answer in ANSWERS.items():
             if part in self.path and self.command != "PUT":
                 content = json.dumps(answer).encode()
+        if self.command == "PUT":
+            content = b""
         for part, other in self.server.broken.items():
             if part in self.path:
                 status, content, headers = other
@@ -204,6 +206,11 @@ def test_a_run_that_is_not_finished_is_failed_and_one_that_is_not_registered_say
         with pytest.raises(KeyboardInterrupt):
             keep(registry, TRAINING, None)
     assert "FAILED" in fake.asked[-1]
+    fake.broken["report.html"] = 200, b"<html>Log in</html>", {}
+    with pytest.raises(RegistryError, match="answers what MLflow does not"):
+        keep(registry, TRAINING, None)
+    assert "FAILED" in fake.asked[-1]
+    del fake.broken["report.html"]
     fake.broken["model-versions/create"] = 500, b'{"message": "disk is full"}', {}
     with pytest.raises(NotRegisteredError, match=r"logged as run r, but not registered: .* disk is full"):
         keep(registry, TRAINING, "x")
