@@ -11,6 +11,7 @@ from urllib.parse import quote
 import msgspec
 import requests
 
+from registry import answers
 from ride_duration.logs import shown
 from ride_duration.model import ModelError
 from ride_duration.model_file import MAX_BYTES
@@ -64,96 +65,6 @@ class Version(NamedTuple):
         return f"{self.name}, version {self.number}"
 
 
-class _Known(msgspec.Struct):
-    """An answer in which nothing is looked for: some object."""
-
-
-class _Info(msgspec.Struct):
-    artifact_uri: str
-    run_id: str = ""
-    name: str = ""
-
-
-class _Output(msgspec.Struct):
-    model_id: str
-
-
-class _Outputs(msgspec.Struct):
-    model_outputs: list[_Output] = []
-
-
-class _OneRun(msgspec.Struct):
-    info: _Info
-    outputs: _Outputs = msgspec.field(default_factory=_Outputs)
-
-
-class _Run(msgspec.Struct):
-    run: _OneRun
-
-
-class _OneLoggedModel(msgspec.Struct):
-    info: _Info
-
-
-class _LoggedModel(msgspec.Struct):
-    model: _OneLoggedModel
-
-
-class _Experiment(msgspec.Struct):
-    experiment_id: str
-    lifecycle_stage: str = ""
-
-
-class _FoundExperiment(msgspec.Struct):
-    experiment: _Experiment
-
-
-class _Tag(msgspec.Struct):
-    key: str
-    value: str = ""
-
-
-class _OneVersion(msgspec.Struct):
-    version: str
-    run_id: str | None = None
-    tags: list[_Tag] = []
-
-
-class _Version(msgspec.Struct):
-    model_version: _OneVersion
-
-
-class _Alias(msgspec.Struct):
-    alias: str
-    version: str
-
-
-class _OneModel(msgspec.Struct):
-    aliases: list[_Alias] = []
-
-
-class _Model(msgspec.Struct):
-    registered_model: _OneModel
-
-
-class _Download(msgspec.Struct):
-    artifact_uri: str
-
-
-class _File(msgspec.Struct):
-    path: str
-    is_dir: bool = False
-
-
-class _Files(msgspec.Struct):
-    files: list[_File] = []
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    error_code: str = ""
-
-
 _Answer = TypeVar("_Answer")
 
 
@@ -194,7 +105,7 @@ class Registry:
 
     def reach(self) -> None:
         """Ask for nothing much; RegistryError if there is no answer."""
-        self._get(_Known, "experiments/search", max_results="1")
+        self._get(answers.Known, "experiments/search", max_results="1")
 
     def takes(self, experiment: str, name: str | None) -> None:
         """Whether a run can be begun in the experiment, and a version of the registered model be made; RegistryError if not."""
@@ -220,12 +131,14 @@ class Registry:
             raise NotThereError(f"{uri[:200]!r} is not a model: give {FORMS}")
         name, version = model["name"], model["version"]
         if model["alias"]:
-            version = self._get(_Version, "registered-models/alias", name=name, alias=model["alias"]).model_version.version
+            version = self._get(
+                answers.Version, "registered-models/alias", name=name, alias=model["alias"]
+            ).model_version.version
         return self.place(name, version)
 
     def place(self, name: str, version: str) -> Place:
         """Where the files of a registered model's version are."""
-        answer = self._get(_Download, "model-versions/get-download-uri", name=name, version=version)
+        answer = self._get(answers.Download, "model-versions/get-download-uri", name=name, version=version)
         return Place(f"{name}, version {version}", answer.artifact_uri)
 
     def model_file(self, place: Place) -> bytes:
@@ -254,17 +167,17 @@ class Registry:
 
     def start_run(self, experiment: str, name: str, tags: dict[str, str]) -> tuple[str, Place]:
         """Begin a run, in an experiment that is made if there is none; the run's id, and where its files go."""
-        found = self._experiment(experiment) or self._post(_Experiment, "experiments/create", name=experiment)
+        found = self._experiment(experiment) or self._post(answers.Experiment, "experiments/create", name=experiment)
         labels = [{"key": key, "value": value} for key, value in tags.items()]
         began = {"start_time": _now(), "run_name": name, "tags": labels}
-        info = self._post(_Run, "runs/create", experiment_id=found.experiment_id, **began).run.info
+        info = self._post(answers.Run, "runs/create", experiment_id=found.experiment_id, **began).run.info
         return info.run_id, Place(f"run {info.run_id}", info.artifact_uri)
 
     def log(self, run: str, parameters: dict[str, str], metrics: dict[str, float]) -> None:
         """Write parameters and metrics into a run."""
         at = {"timestamp": _now(), "step": 0}
         self._post(
-            _Known,
+            answers.Known,
             "runs/log-batch",
             run_id=run,
             params=[{"key": key, "value": value[:6000]} for key, value in parameters.items()],
@@ -273,49 +186,49 @@ class Registry:
 
     def end_run(self, run: str, status: str) -> None:
         """End a run: FINISHED or FAILED."""
-        self._post(_Known, "runs/update", run_id=run, status=status, end_time=_now())
+        self._post(answers.Known, "runs/update", run_id=run, status=status, end_time=_now())
 
     def run_place(self, run: str) -> Place:
         """Where the files of a run are."""
-        return Place(f"run {run}", self._get(_Run, "runs/get", run_id=run).run.info.artifact_uri)
+        return Place(f"run {run}", self._get(answers.Run, "runs/get", run_id=run).run.info.artifact_uri)
 
     def upload(self, place: Place, name: str, content: bytes) -> None:
         """Put a file there; `name` may have folders."""
         answer = self._call("PUT", f"{self._path('/', place)}{quote(f'{self._inside(place)}/{name}')}", data=content)
         if answer:  # MLflow's has nothing or {}: a page is somebody else's
-            self._decode(_Known, answer)
+            self._decode(answers.Known, answer)
 
     def register(self, name: str, place: Place, run: str) -> str:
         """Make what is there the next version of a registered model, which is made if there is none; the version's number."""
         try:
-            self._post(_Known, "registered-models/create", name=name)
+            self._post(answers.Known, "registered-models/create", name=name)
         except NotThereError as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made = self._post(_Version, "model-versions/create", name=name, source=place.folder, run_id=run)
+        made = self._post(answers.Version, "model-versions/create", name=name, source=place.folder, run_id=run)
         return made.model_version.version
 
     def aliases(self, name: str) -> dict[str, str]:
         """The versions of a registered model that have an alias, by alias."""
-        found = self._get(_Model, "registered-models/get", name=name).registered_model.aliases
+        found = self._get(answers.Model, "registered-models/get", name=name).registered_model.aliases
         return {one.alias: one.version for one in found}
 
     def version(self, name: str, number: str) -> Version:
         """What is known of a version."""
-        found = self._get(_Version, "model-versions/get", name=name, version=number).model_version
+        found = self._get(answers.Version, "model-versions/get", name=name, version=number).model_version
         return Version(name, number, found.run_id or "", {tag.key: tag.value for tag in found.tags})
 
     def point(self, name: str, alias: str, number: str) -> None:
         """Make an alias stand for a version, whatever it stood for."""
-        self._post(_Known, "registered-models/alias", name=name, alias=alias, version=number)
+        self._post(answers.Known, "registered-models/alias", name=name, alias=alias, version=number)
 
     def tag(self, version: Version, key: str, value: str) -> None:
         """Write a tag onto a version."""
-        self._post(_Known, "model-versions/set-tag", name=version.name, version=version.number, key=key, value=value)
+        self._post(answers.Known, "model-versions/set-tag", name=version.name, version=version.number, key=key, value=value)
 
-    def _experiment(self, name: str) -> _Experiment | None:
+    def _experiment(self, name: str) -> answers.Experiment | None:
         try:
-            found = self._get(_FoundExperiment, "experiments/get-by-name", experiment_name=name).experiment
+            found = self._get(answers.FoundExperiment, "experiments/get-by-name", experiment_name=name).experiment
         except NotThereError as error:
             if error.code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -326,20 +239,20 @@ class Registry:
         return found
 
     def _of_run(self, run: str, path: str) -> Place:
-        found = self._get(_Run, "runs/get", run_id=run).run
+        found = self._get(answers.Run, "runs/get", run_id=run).run
         place = Place(f"run {run}, {path}", f"{found.info.artifact_uri}/{path}")
         if self._names(place):
             return place
         # MLflow 3 keeps a run's models beside its artifacts
         for output in found.outputs.model_outputs:
-            model = self._get(_LoggedModel, f"logged-models/{output.model_id}").model.info
+            model = self._get(answers.LoggedModel, f"logged-models/{output.model_id}").model.info
             if model.name == path:
                 return Place(place.name, model.artifact_uri)
         raise NotThereError(f"run {run} has nothing called {path}")
 
     def _names(self, place: Place) -> set[str]:
         answer = self._call("GET", self._path("", place), params={"path": self._inside(place)})
-        return {file.path.rpartition("/")[2] for file in self._decode(_Files, answer).files if not file.is_dir}
+        return {file.path.rpartition("/")[2] for file in self._decode(answers.Files, answer).files if not file.is_dir}
 
     def _bytes(self, place: Place, name: str) -> bytes:
         content = self._call("GET", f"{self._path('/', place)}{quote(f'{self._inside(place)}/{name}')}")
@@ -385,9 +298,9 @@ class Registry:
             )
         if answer.ok:
             return content
-        told = _Error(answer.reason or "")
+        told = answers.Error(answer.reason or "")
         with suppress(ValueError):
-            told = msgspec.json.decode(content, type=_Error)
+            told = msgspec.json.decode(content, type=answers.Error)
         words = f"{self.name} answers {answer.status_code}: {told.message[:500]}"
         if answer.status_code >= 500:
             raise RegistryError(words)

@@ -92,5 +92,6 @@ def _line(seconds: float, level: str, message: str, fields: dict[str, Any]) -> b
 
 def shown(url: str) -> str:
     """A URL without its password, wherever that is; a user without one may be a token."""
-    url = re.sub(r"//(?:([^/?#:\s]*:)[^/?#\s]*|[^/?#\s]*)@", lambda found: f"//{found[1] or ''}…@", url)
+    url = re.sub(r"//([^/?#:\s]*):[^/?#\s]*@", r"//\1:…@", url)
+    url = re.sub(r"(https?://)[^/?#:\s]+@", r"\1…@", url)
     return re.sub(r"(?i)((?:password|secret_key|token|signature|(?<![a-z])sig)=)[^&\s]*", r"\1…", url)
