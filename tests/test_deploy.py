@@ -242,6 +242,38 @@ def test_what_cron_calls_joins_the_web_services_log_with_how_long_rides_took(tmp
     assert "1 predictions have got their actual duration" in told
 
 
+def test_the_live_errors_manifests_are_what_kubernetes_takes_and_their_commands_run(tmp_path: Path) -> None:
+    dashboard, actuals = yaml.safe_load((PROJECT / "deploy/batch/live.yaml").read_text())["items"]
+    for manifest in (dashboard, actuals):
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    began = datetime.now(NEW_YORK).replace(tzinfo=None, microsecond=0) - timedelta(days=1)
+    pq.write_table(typed([(str(began), 130, 205, 3.66, str(began + timedelta(minutes=20)))]), tmp_path / "rides.parquet")
+    settings = {"RIDES": str(tmp_path / "rides.parquet"), "PREDICTIONS": f"sqlite:///{tmp_path}/predictions.db"}
+    score.main([f"--from={began:%F}", f"--to={began + timedelta(days=1):%F}", *_options(settings)], standalone_mode=False)
+    (container,) = actuals["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    command = [*container["command"][:2], container["command"][2].replace("python", sys.executable, 1)]
+    run = subprocess.run(command, cwd=PROJECT, env=os.environ | settings, capture_output=True, text=True, check=True)
+    assert "1 predictions have got their actual duration" in run.stdout
+    pod = dashboard["spec"]["template"]
+    assert pod["metadata"]["labels"] == dashboard["spec"]["selector"]["matchLabels"]
+    (container,) = pod["spec"]["containers"]
+    (port,), annotations = container["ports"], pod["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(port["containerPort"]) == container["command"][-1]
+    here = str(free_port())
+    command = [sys.executable, *container["command"][1:-3], "127.0.0.1", "--port", here]
+    assert command[-4:-2] == ["--host", "127.0.0.1"]
+    with running(command, here, PROJECT, **settings) as service:
+        for path in (
+            annotations["prometheus.io/path"],
+            *(container[f"{p}Probe"]["httpGet"]["path"] for p in ("readiness", "liveness")),
+        ):
+            assert requests.get(f"{service.url}{path}", timeout=10).ok
+
+
+def _options(settings: dict[str, str]) -> list[str]:
+    return [f"--{name.lower()}={value}" for name, value in settings.items()]
+
+
 def test_the_live_errors_alerts_and_panels_use_metrics_that_the_dashboard_has(tmp_path: Path) -> None:
     rows = [(row[0], 130, *row[2:]) for row in made_up(2000)]
     pq.write_table(typed(rows), tmp_path / "rides.parquet")
