@@ -131,7 +131,7 @@ def test_the_page_shows_a_ride_on_its_way(all_of_it: tuple[str, str], browser: B
 DEMO = [sys.executable, "-m", "streaming.demo", "--count", "400", "--rate", "200", "--folder"]
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupted_the_demonstration_leaves_nothing_running(tmp_path: Path, name: signal.Signals) -> None:
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen([*DEMO, str(tmp_path)], cwd=PROJECT, stdout=log, stderr=log)

@@ -66,6 +66,7 @@ def page(browser: Browser) -> Iterator[Page]:
         assert not [url for url in elsewhere if not url.startswith(("data:", "blob:"))]
 
 
+@pytest.mark.slow
 def test_it_shows_what_only_the_streams_sink_has_written(tmp_path: Path, page: Page) -> None:
     stream, predictions = f"sqlite:///{tmp_path}/stream.db", f"sqlite:///{tmp_path}/predictions.db"
     publish(stream, rides_of_the_stream(300))

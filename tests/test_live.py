@@ -458,6 +458,7 @@ def test_what_is_wrong_is_told_in_a_sentence(
     assert "secret" not in run.output
 
 
+@pytest.mark.slow
 def test_the_dashboard_answers_metrics_whatever_its_database_has(asked: Served, predictions: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "batch.dashboard", "--predictions"]
     with running([*command, predictions, "--days", "30"], str(free_port())) as service:
