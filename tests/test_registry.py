@@ -231,11 +231,12 @@ def test_a_training_is_kept_with_all_that_came_of_it(server: Server, records: Pa
     assert "registered as kept, version 1, its candidate" in process.stdout
     model = load_model(out, "duration")
     assert model.metadata
+    assert model.metadata.trained_until
     version = get(server, "mlflow/registered-models/alias", name="kept", alias="candidate")["model_version"]
     found = get(server, "mlflow/runs/get", run_id=version["run_id"])["run"]
     parameters = {one["key"]: one["value"] for one in found["data"]["params"]}
     assert parameters["trained_on"] == "2021-01"
-    assert parameters["trained_until"] == model.metadata.trained_until
+    assert parameters["trained_until"] == model.metadata.trained_until.isoformat()
     assert (parameters["taxi"], parameters["training_files"]) == ("green", "green_tripdata_2021-01.parquet")
     assert (parameters["alpha"], found["info"]["status"], found["info"]["run_name"]) == ("9.0", "FINISHED", model.version)
     metrics = {one["key"]: one["value"] for one in found["data"]["metrics"]}
@@ -355,7 +356,7 @@ def test_the_gate_lets_the_better_one_through_and_there_is_a_way_back(server: Se
     said(0, "version 1 is the champion again, 2 is rolled back", "--rollback")
     assert champion() == "1"
     said(1, "version 2 was rolled back on", *rides, "--candidate", "2")
-    said(1, "took the place of none: there is nothing to go back to", "--rollback")
+    said(1, "took the place of none that is good: there is nothing to go back to", "--rollback")
     said(1, "cost of a ride, CPU µs: ", *rides, "--candidate", "3", "--max-microseconds", "0.01")
     said(1, "size, MB: ", *rides, "--candidate", "3", "--max-megabytes", "0.01")
     said(2, "--rides URL is needed")
