@@ -122,8 +122,8 @@ def figures(database: Database, days: int) -> list[GaugeMetricFamily]:
             if row["usual"] >= FEWEST:
                 add_errors(row, row["model_version"], str(row["key"]), prefix="zone_")
     of_versions = _by_version(by.get("day", []))
-    answered = summary.known(database).answered
-    since = max(answered.values(), default=datetime.min) - SERVING if answered else datetime.min
+    answered = summary.answered(database)
+    since = max(answered.values()) - SERVING if answered else datetime.min
     for version in sorted(of_versions.keys() | timeless.keys()):
         row = of_versions.get(version, total([]))
         serving.add_metric([version], float(answered.get(version, datetime.min) > since))

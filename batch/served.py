@@ -23,13 +23,11 @@ from msgspec import UNSET, Meta
 
 try:
     from batch.score import EXIT_MODEL, EXIT_STORE, Failure
-    from ride_duration.stores import Address, StoreError
-    from ride_duration.stores.databases import Database
-    from ride_duration.stores.predictions import DatabasePredictions, row_of
+    from ride_duration.stores import StoreError
+    from ride_duration.stores.predictions import DatabasePredictions, open_for_rows, row_of
 except ModuleNotFoundError as error:
     sys.exit(f"batch.served needs {error.name}: run `make venv CATEGORIES=batch`, then .venv/bin/python -m batch.served")
 
-from ride_duration.logs import shown
 from ride_duration.model import ModelError
 from ride_duration.model_file import load_model
 from ride_duration.ride import Ride, decode_rides
@@ -200,11 +198,8 @@ def main(logs: tuple[str, ...], predictions: str, models: tuple[str, ...]) -> No
     Exit codes: 0 done, 2 wrong options, 3 the database can't be used, 4 a model can't.
     """
     try:
-        address = Address.of(predictions)
-        if address.kind == "parquet":
-            raise StoreError(f"{shown(predictions)}: a log is written into a database; give sqlite:///… or postgresql://…")
         trained = [load_model(path, "duration") for path in models]
-        with until_asked() as stopped, closing(DatabasePredictions(Database(address, create=True))) as target:
+        with until_asked() as stopped, closing(open_for_rows(predictions, "a log")) as target:
             for model in trained:
                 target.introduce(model)
             # the database's driver takes SIGINT for itself in the main thread, and would not finish what it writes

@@ -10,7 +10,7 @@ import msgspec
 from ride_duration.ride import NEW_YORK
 from ride_duration.slices import BANDS, BOROUGHS, DAYS, HOURS, SLICES, USUAL_MINUTES
 from ride_duration.stores.databases import Database
-from ride_duration.stores.predictions import SUMS
+from ride_duration.stores.predictions import SUMS, USUAL
 from ride_duration.zones import ZONES
 
 NEWEST = 200_000
@@ -49,7 +49,7 @@ class Known(NamedTuple):
     versions: list[str]
     """Those that answered last first, and shadows, which never did, last."""
     answered: dict[str, datetime]
-    """When each has answered last, UTC, but for shadows."""
+    """As the function of that name."""
 
 
 class Errors(NamedTuple):
@@ -65,12 +65,17 @@ class Errors(NamedTuple):
 def known(database: Database) -> Known:
     """The days and versions that there are predictions of."""
     (span,) = database.rows("select cast(min(hour) as text) as first, cast(max(hour) as text) as last from hourly")
-    rows = database.rows("select model_version, cast(answered_at as text) as at from versions")
-    answered = {row["model_version"]: datetime.fromisoformat(row["at"]) for row in rows}
+    last_answers = answered(database)
     seen = {row["model_version"] for row in database.rows("select distinct model_version from hourly")}
-    versions = sorted(seen, key=lambda version: (answered.get(version, datetime.min), version), reverse=True)
+    versions = sorted(seen, key=lambda version: (last_answers.get(version, datetime.min), version), reverse=True)
     first, last = (datetime.fromisoformat(time).date() if time else None for time in (span["first"], span["last"]))
-    return Known(first, last, versions, answered)
+    return Known(first, last, versions, last_answers)
+
+
+def answered(database: Database) -> dict[str, datetime]:
+    """When each version has answered last, UTC, but for shadows, which never did."""
+    rows = database.rows("select model_version, cast(answered_at as text) as at from versions")
+    return {row["model_version"]: datetime.fromisoformat(row["at"]) for row in rows}
 
 
 def sums(database: Database, scope: Scope, by: str) -> list[Row]:
@@ -107,12 +112,11 @@ def errors(row: Row) -> Errors:
 
 def worst_pairs(database: Database, scope: Scope, count: int = 12) -> list[Row]:
     """The pairs of zones with the largest RMSE among the newest rides that have ended, by version."""
-    usual = f"actual_duration between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
     error = "predicted_duration - actual_duration"
     rows = database.rows(
         f"select pickup, dropoff, model_version, count(*) as rides, avg(error * error) as squared, avg(error) as bias from "
         f"(select PULocationID as pickup, DOLocationID as dropoff, model_version, {error} as error from predictions "
-        f"where {scope.where('pickup_datetime', usual)} order by pickup_datetime desc limit {NEWEST}) as newest "
+        f"where {scope.where('pickup_datetime', USUAL)} order by pickup_datetime desc limit {NEWEST}) as newest "
         f"group by 1, 2, 3 having count(*) >= {FEWEST} order by 5 desc limit {count}"
     )
     return [
@@ -171,11 +175,10 @@ def drift(database: Database, version: str, by: Mapping[str, list[Row]]) -> list
 
 def zones(database: Database, scope: Scope) -> list[Row]:
     """`stores.predictions.SUMS` by zone of pickup, as `key`, and by version: of the newest rides that took usual minutes."""
-    usual = f"actual_duration between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
     columns = ", ".join(f"{sql} as {name}" for name, sql in SUMS.items())
     return database.rows(
         f"select PULocationID as key, model_version, {columns} from (select * from predictions "
-        f"where {scope.where('pickup_datetime', usual)} order by pickup_datetime desc limit {NEWEST}) as newest group by 1, 2"
+        f"where {scope.where('pickup_datetime', USUAL)} order by pickup_datetime desc limit {NEWEST}) as newest group by 1, 2"
     )
 
 

@@ -8,8 +8,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ride_duration.features import MODEL_GROUPS, Group
+from ride_duration.inputs import without_time
 from training.evaluation import errors, in_range
-from training.fit import fit, linear_model, without_time
+from training.fit import fit, linear_model
 from training.records import Trips, read_trips
 
 

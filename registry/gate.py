@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ride_duration.inputs import UNKNOWN_HOUR, Columns
+from ride_duration.inputs import Columns, without_time
 from ride_duration.model import GoldenRide, LinearModel
 from ride_duration.ride import EXAMPLE, InvalidRide, Ride, check_ride
 from ride_duration.sanity import LARGEST_FALL, MOST_FALLING, extremes, falls
@@ -104,7 +104,7 @@ def figures(model: LinearModel, rides: Columns, actual: Values, level: float) ->
         return predicted - actual, abs(float(((low <= actual) & (actual <= high)).mean()) - level)
 
     off, coverage_off = asked(rides)
-    timeless, timeless_coverage_off = asked(rides._replace(hour_of_week=np.full_like(rides.hour_of_week, UNKNOWN_HOUR)))
+    timeless, timeless_coverage_off = asked(without_time(rides))
     lowest, highest = extremes(model)
     beyond = max(USUAL_MINUTES[0] - lowest, highest - USUAL_MINUTES[1], 0.0)
     bias = abs(float(off.mean()))

@@ -102,3 +102,8 @@ def inputs_of_columns(columns: Columns) -> Inputs:
         np.log1p(miles),
         miles / straight,
     )
+
+
+def without_time(rides: Columns) -> Columns:
+    """The same rides, each at an unknown time."""
+    return rides._replace(hour_of_week=np.full_like(rides.hour_of_week, UNKNOWN_HOUR))

@@ -1,5 +1,6 @@
 """Whether a model's predictions make sense where its errors don't show it: swept over distances, zones and hours."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ STEPS = np.arange(0.5, 15.25, 0.25)
 """Miles that a ride is swept over."""
 
 RIDES = 2000
+ZONES = np.arange(1, LAST_ZONE + 1)
 LARGE_FALL = 1.0
 MOST_FALLING, LARGEST_FALL, LARGEST_JUMP = 0.02, 5.0, 0.5
 
@@ -54,13 +56,10 @@ def examine(model: LinearModel, rides: Columns) -> Sanity:
     """Sweep rides over distances, and pairs of zones over distances and hours."""
     falling, largest_fall = falls(model, rides)
     near = _at(model, _some(rides), np.array([49.9, 50.1]))
-    zones = np.arange(1, LAST_ZONE + 1)
-    every = np.array([(p, d) for p in zones for d in zones[:: 1 + p % 3]])
+    every = np.array([(p, d) for p in ZONES for d in ZONES[:: 1 + p % 3]])
+    miles = np.array([0, 0.1, 1, 3, 8, 20, 40, 50, 120, 200])
     lows, highs, a_mile = [], [], []
-    for hour in (*range(0, UNKNOWN_HOUR, 13), UNKNOWN_HOUR):
-        miles = np.array([0, 0.1, 1, 3, 8, 20, 40, 50, 120, 200])
-        pairs = Columns(every[:, 0], every[:, 1], np.zeros(len(every)), np.full(len(every), hour))
-        predicted = _at(model, pairs, miles)
+    for predicted in _between(model, every, range(0, UNKNOWN_HOUR, 13), miles):
         lows.append(predicted.min())
         highs.append(predicted.max())
         a_mile.append((predicted[:, 1:] / np.minimum(miles[1:], 50)).min())
@@ -82,13 +81,17 @@ def falls(model: LinearModel, rides: Columns) -> tuple[float, float]:
 
 def extremes(model: LinearModel) -> tuple[float, float]:
     """The lowest and the highest prediction, in minutes, of rides between all zones, each with a few, near, far and unknown."""
-    zones = np.arange(1, LAST_ZONE + 1)
-    every = np.array([(p, d) for p in zones for d in zones[p % 16 :: 16]])
-    found = []
-    for hour in (*range(5, UNKNOWN_HOUR, 54), UNKNOWN_HOUR):
-        pairs = Columns(every[:, 0], every[:, 1], np.zeros(len(every)), np.full(len(every), hour))
-        found.append(_at(model, pairs, np.array([0, 0.1, 3, 20, 50])))
+    every = np.array([(p, d) for p in ZONES for d in ZONES[p % 16 :: 16]])
+    found = list(_between(model, every, range(5, UNKNOWN_HOUR, 54), np.array([0, 0.1, 3, 20, 50])))
     return float(np.min(found)), float(np.max(found))
+
+
+def _between(
+    model: LinearModel, every: NDArray[np.int64], hours: range, miles: NDArray[np.float64]
+) -> Iterator[NDArray[np.float64]]:
+    """Predictions of pairs of zones at each distance, shape (pairs, miles), by hour of the week, and by none."""
+    for hour in (*hours, UNKNOWN_HOUR):
+        yield _at(model, Columns(every[:, 0], every[:, 1], np.zeros(len(every)), np.full(len(every), hour)), miles)
 
 
 def _some(rides: Columns) -> Columns:

@@ -1,6 +1,5 @@
 """A model file that may be replaced at any time: its newest good content is what serves."""
 
-import logging
 import os
 import threading
 import time
@@ -9,11 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from ride_duration.logs import log
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import load_model
 from ride_duration.ride import Target
-
-log = logging.getLogger("ride_duration")
 
 SECONDS = 1.0
 """How often the file is looked at."""

@@ -12,9 +12,8 @@ from typing import Any
 import click
 
 try:
-    from ride_duration.stores import Address, StoreError, now
-    from ride_duration.stores.databases import Database
-    from ride_duration.stores.predictions import DatabasePredictions, row_of
+    from ride_duration.stores import StoreError, now
+    from ride_duration.stores.predictions import open_for_rows, row_of
 except ModuleNotFoundError as error:
     sys.exit(f'streaming.sink needs {error.name}: run `make venv CATEGORIES="stream batch"`')
 
@@ -58,25 +57,22 @@ def main(stream: str, predictions: str, models: tuple[str, ...], batch: int, por
 
     Exit codes: 0 asked to end, 2 wrong options, 3 the stream or the database can't be used.
     """
-    with service("sink", StoreError, ModelError):
-        address = Address.of(predictions)
-        if address.kind == "parquet":
-            raise StoreError(f"{shown(predictions)}: a stream is written into a database; give sqlite:///… or postgresql://…")
-        with (
-            closing(DatabasePredictions(Database(address, create=True))) as target,
-            closing(open_consumer(stream, PREDICTIONS, GROUP)) as consumer,
-        ):
-            for path in models:
-                target.introduce(load_model(path, "duration"))
+    with (
+        service("sink", StoreError, ModelError),
+        closing(open_for_rows(predictions, "a stream")) as target,
+        closing(open_consumer(stream, PREDICTIONS, GROUP)) as consumer,
+    ):
+        for path in models:
+            target.introduce(load_model(path, "duration"))
 
-            def write(events: Sequence[Event]) -> Step:
-                rows, dead = rows_of(events)
-                if rows:
-                    target.add(rows)
-                return Step(dead, outcomes={"written": len(rows), "no_duration": len(events) - len(rows) - len(dead)})
+        def write(events: Sequence[Event]) -> Step:
+            rows, dead = rows_of(events)
+            if rows:
+                target.add(rows)
+            return Step(dead, outcomes={"written": len(rows), "no_duration": len(events) - len(rows) - len(dead)})
 
-            log.info("writing predictions", extra={"fields": {"to": shown(predictions)}})
-            Worker(consumer, write, "published", batch).run(port)
+        log.info("writing predictions", extra={"fields": {"to": shown(predictions)}})
+        Worker(consumer, write, "published", batch).run(port)
 
 
 if __name__ == "__main__":

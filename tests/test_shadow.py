@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from conftest import PROJECT, free_port, running, scrape, versions_of, wait_until
 from ride_duration.model import LinearModel
-from ride_duration.model_file import parse_model
+from ride_duration.model_file import parse_model, write_whole
 from ride_duration.ride import Ride, check_ride
 from training.fit import Estimator, fit_course
 from training.records import Trips
@@ -42,12 +41,6 @@ def path(tmp_path: Path, candidates: list[bytes]) -> Path:
     path = tmp_path / "candidate.bin"
     path.write_bytes(candidates[0])
     return path
-
-
-def put(data: bytes, path: Path) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def outcome(url: str, name: str) -> float:
@@ -92,7 +85,7 @@ def test_differences_from_what_was_answered_are_counted_over_workers_and_the_cha
 ) -> None:
     scorer = parse_model(candidates[0])
     champion = tmp_path / "model.bin"
-    put((PROJECT / "model.bin").read_bytes(), champion)
+    write_whole((PROJECT / "model.bin").read_bytes(), champion)
     with serve(MODEL=str(champion), SHADOW_MODEL=str(path)) as (url, _, _):
 
         def answered() -> list[float]:
@@ -101,7 +94,7 @@ def test_differences_from_what_was_answered_are_counted_over_workers_and_the_cha
             return [*durations, *requests.post(f"{url}/predict", json=RIDES, timeout=5).json()["durations"]]
 
         durations = answered()
-        put(candidates[2], champion)
+        write_whole(candidates[2], champion)
         wait_until(lambda: workers(url, "v002", "ride_duration_model_workers") == 2)
         durations += answered()
         wait_until(lambda: outcome(url, "scored") == len(durations))
@@ -141,11 +134,11 @@ def test_a_shadow_that_is_missing_or_bad_at_the_start_is_told_and_taken_up_when_
 ) -> None:
     path = tmp_path / "candidate.bin"
     if begins is not None:
-        put(begins, path)
+        write_whole(begins, path)
     with serve(SHADOW_MODEL=str(path)) as (url, _, log):
         without = ask(url, "unanswered")
         assert scrape(url)[REFUSALS] == 1
-        put(candidates[0], path)
+        write_whole(candidates[0], path)
         wait_until(lambda: workers(url, "v000") == 2)
         assert ask(url, "scored") == without
         text = log.read_text()
@@ -160,14 +153,14 @@ def test_a_shadow_that_turns_bad_scores_on_and_a_good_one_replaces_it(
     with serve(SHADOW_MODEL=str(path)) as (url, _, log):
         answer = ask(url, "scored")
         for refusals, bad in enumerate((candidates[1][:-100], FARE), 1):
-            put(bad, path)
+            write_whole(bad, path)
             wait_until(lambda: log.read_text().count("a new shadow model file is refused") == 2 * refusals)  # noqa: B023
         assert ask(url, "scored") == answer
         assert workers(url, "v000") == 2
         path.unlink()
         wait_until(lambda: workers(url, "v000") == 0)
         assert ask(url, "unanswered") == answer
-        put(candidates[1], path)
+        write_whole(candidates[1], path)
         wait_until(lambda: (workers(url, "v000"), workers(url, "v001")) == (0, 2))
         assert ask(url, "scored") == answer
         assert "Traceback" not in log.read_text()

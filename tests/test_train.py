@@ -14,12 +14,13 @@ import train
 import training.records as records_module
 from conftest import make_records, make_ride
 from ride_duration.features import MODEL_GROUPS, features
+from ride_duration.inputs import without_time
 from ride_duration.model import LinearModel
 from ride_duration.model_file import load_model
 from ride_duration.ride import Target
 from ride_duration.sanity import examine
 from training.evaluation import ANY
-from training.fit import Estimator, design, linear_model, vectorize, without_time
+from training.fit import Estimator, design, linear_model, vectorize
 from training.records import Trips, read_trips
 
 JANUARY = ["--month", "2021-01"]

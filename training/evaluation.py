@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ride_duration.inputs import Columns, inputs_of_columns
+from ride_duration.inputs import Columns, inputs_of_columns, without_time
 from ride_duration.model import Interval
 from ride_duration.ride import Target
 from ride_duration.zones import STRAIGHT_MILES, ZONES
-from training.fit import Estimator, Values, as_recorded, fit_course, linear_model, without_time
+from training.fit import Estimator, Values, as_recorded, fit_course, linear_model
 from training.records import TARGETS, Trips
 
 ANY = ", any "

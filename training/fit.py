@@ -10,7 +10,7 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LinearRegression, Ridge
 
 from ride_duration.features import GROUP, MODEL_GROUPS, Group
-from ride_duration.inputs import MAX_SCORED_MILES, UNKNOWN_HOUR, Columns, inputs_of_columns
+from ride_duration.inputs import MAX_SCORED_MILES, Columns, inputs_of_columns, without_time
 from ride_duration.model import Interval, LinearModel, Metadata
 from ride_duration.ride import Target
 from ride_duration.sanity import FLOOR
@@ -98,11 +98,6 @@ def vectorize(x: sp.csr_matrix, groups: list[Group], fewest: int) -> tuple[DictV
     vectorizer = DictVectorizer().fit([dict.fromkeys(tokens, 1.0)])
     place = dict(zip(tokens, kept, strict=True))
     return vectorizer, np.array([place[token] for token in vectorizer.feature_names_])
-
-
-def without_time(rides: Columns) -> Columns:
-    """The same rides, each at an unknown time."""
-    return rides._replace(hour_of_week=np.full_like(rides.hour_of_week, UNKNOWN_HOUR))
 
 
 def as_recorded(trips: Trips) -> Columns:

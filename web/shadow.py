@@ -4,7 +4,6 @@ A request hands its rides over when they are answered, and waits for nothing. A 
 counts how far the two models are apart.
 """
 
-import logging
 import os
 import threading
 import time
@@ -17,12 +16,11 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from ride_duration import logs
 from ride_duration.inputs import Columns
+from ride_duration.logs import log
 from ride_duration.model import LinearModel
 from ride_duration.ride import Ride
 from ride_duration.watch import WatchedModel, identity
 from web import metrics
-
-log = logging.getLogger("ride_duration")
 
 SECONDS = 1.0
 """How often the thread takes what waits."""

@@ -11,20 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ride_duration.inputs import Columns, hours_of_week
+from ride_duration.logs import shown
 from ride_duration.model import LinearModel
 from ride_duration.ride import Ride, RideId
 from ride_duration.slices import BANDS, BOROUGHS, EDGES, USUAL_MINUTES, slices
-from ride_duration.stores import KEYS, TABLES
+from ride_duration.stores import KEYS, TABLES, Address, StoreError
 from ride_duration.stores.databases import Database
 from ride_duration.zones import ZONES
 
 _TYPES = {pa.string(): "text", pa.timestamp("s"): "timestamp", pa.int64(): "bigint", pa.float64(): "double precision"}
 
 _ERROR = "(predicted_duration - actual_duration)"
-_USUAL = f"actual_duration between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
+USUAL = f"actual_duration between {USUAL_MINUTES[0]} and {USUAL_MINUTES[1]}"
+"""The predictions, in SQL, of rides that took usual minutes."""
 
 
-def _sum(of: str, where: str = _USUAL) -> str:
+def _sum(of: str, where: str = USUAL) -> str:
     return f"sum(case when {where} then {of} else 0 end)"
 
 
@@ -38,8 +40,8 @@ SUMS = {
     "error": _sum(_ERROR),
     "absolute_error": _sum(f"abs({_ERROR})"),
     "squared_error": _sum(f"{_ERROR} * {_ERROR}"),
-    "ranged": _sum("1", f"{_USUAL} and low is not null"),
-    "covered": _sum("1", f"{_USUAL} and actual_duration between low and high"),
+    "ranged": _sum("1", f"{USUAL} and low is not null"),
+    "covered": _sum("1", f"{USUAL} and actual_duration between low and high"),
 }
 """The columns of `hourly`: predictions by hour of pickup, model version, borough of pickup and band of miles. A dashboard asks
 them of ten million predictions, so they are added up as these are written. `ended` are rides whose duration is known, `usual`
@@ -149,7 +151,7 @@ class DatabasePredictions:
             adding.add(table, TABLES["rejects"].empty_table())
             adding.settle()
             if not shadow:
-                adding.answered(table)
+                adding.answered(table["model_version"], table["scored_at"])
         return adding.added
 
     @contextmanager
@@ -159,6 +161,20 @@ class DatabasePredictions:
             yield interval
             if interval.filled:
                 interval.add_up()
+
+
+def open_for_rows(url: str, what: str) -> DatabasePredictions:
+    """The predictions database at an address, made if there is none, to write `what` into, row by row.
+
+    Raises
+    ------
+    StoreError
+        If it can't be reached, or is no database.
+    """
+    address = Address.of(url)
+    if address.kind == "parquet":
+        raise StoreError(f"{shown(url)}: {what} is written into a database; give sqlite:///… or postgresql://…")
+    return DatabasePredictions(Database(address, create=True))
 
 
 class _Interval:
@@ -194,10 +210,10 @@ class _Interval:
             more = ", ".join(f"{name} = hourly.{name} + excluded.{name}" for name in SUMS)
             self.database.insert("hourly", sums, f"({', '.join(_HOURLY)}) do update set {more}")
 
-    def answered(self, predictions: pa.Table) -> None:
+    def answered(self, versions: pa.ChunkedArray, times: pa.ChunkedArray) -> None:
         """Keep when each version has answered last."""
-        last = predictions.group_by("model_version").aggregate([("scored_at", "max")])
-        last = last.select(["model_version", "scored_at_max"]).rename_columns(["model_version", "answered_at"])
+        last = pa.table({"model_version": versions, "at": times}).group_by("model_version").aggregate([("at", "max")])
+        last = last.select(["model_version", "at_max"]).rename_columns(["model_version", "answered_at"])
         later = "versions.answered_at < excluded.answered_at"
         self.database.insert(
             "versions", last, f"(model_version) do update set answered_at = excluded.answered_at where {later}"
@@ -206,7 +222,7 @@ class _Interval:
     def finish(self, run: pa.Table) -> None:
         """Add the run, or what has come late to it."""
         self.settle()
-        self.answered(run.select(["model_version", "finished_at"]).rename_columns(["model_version", "scored_at"]))
+        self.answered(run["model_version"], run["finished_at"])
         counts = ", ".join(f"{name} = excluded.{name}" for name in run.column_names if name not in KEYS["runs"])
         more = f"({', '.join(KEYS['runs'])}) do update set {counts} where runs.rides_read <> excluded.rides_read"
         self.database.insert("runs", run, more)
