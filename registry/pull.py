@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -121,49 +122,25 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
     stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())
-    told = ""
-    while True:
-        try:
-            with open_registry(uri, stopped) as registry:
-                follow(Puller(registry, model_uri, folder, target), every if watch else None, stopped)
-            return
-        except (RegistryError, ModelError, OSError) as error:
-            serving = in_place(folder / FILE, target)
-            if watch and not stopped.is_set() and str(error) != told:
-                told = str(error)
-                tell(error, serving)
-            if watch:  # it could not be opened: what is opened is followed, whatever it answers
-                if stopped.wait(every):
-                    return
-            elif serving:
-                tell(error, serving)
+    told, puller = "", None
+    with ExitStack() as opened:
+        while True:
+            try:
+                if puller is None:
+                    puller = Puller(opened.enter_context(open_registry(uri, stopped)), model_uri, folder, target)
+                puller.pull()
+                told = ""
+            except (RegistryError, ModelError, OSError) as error:
+                serving = in_place(folder / FILE, target)
+                if not (watch or serving):
+                    click.echo(f"registry.pull: {error}", err=True)
+                    sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
+                ended = watch and puller is None and stopped.is_set()  # while the registry was opened: that is no news
+                if str(error) != told and not ended:
+                    told = str(error)
+                    tell(error, serving)
+            if not watch or stopped.wait(every):
                 return
-            else:
-                click.echo(f"registry.pull: {error}", err=True)
-                sys.exit(EXIT_MODEL if isinstance(error, ModelError) else EXIT_REGISTRY)
-
-
-def follow(puller: Puller, every: int | None, stopped: threading.Event) -> None:
-    """Pull once, or every so many seconds until `stopped`: then what can't be pulled is told, and may be there the next time.
-
-    Raises
-    ------
-    RegistryError, ModelError, OSError
-        When it is done once.
-    """
-    told = ""
-    while True:
-        try:
-            puller.pull()
-            told = ""
-        except (RegistryError, ModelError, OSError) as error:
-            if every is None:
-                raise
-            if str(error) != told:
-                told = str(error)
-                tell(error, in_place(puller.path, puller.target))
-        if every is None or stopped.wait(every):
-            return
 
 
 if __name__ == "__main__":
