@@ -1,5 +1,6 @@
 """The stream door on SQLite, and on Apache Kafka as real processes: no ride lost, none answered twice."""
 
+import os
 import resource
 import shutil
 import signal
@@ -22,7 +23,7 @@ from streams import Reader, consumer, made_up, publish, stop
 
 import conftest
 from benchmarks.stream.broker import PASSWORD, USER
-from conftest import PROJECT, StartKafka, free_port
+from conftest import PROJECT, StartKafka, free_port, until_answers
 from ride_duration.model_file import load_model
 from ride_duration.ride import check_ride
 from ride_duration.stores import Address
@@ -106,7 +107,8 @@ def test_a_ride_that_comes_again_is_answered_once_and_counted(stream: str) -> No
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
     for _ in range(2):  # the second worker must find out what the first has published
-        with consumer(stream, "--port", port):
+        with consumer(stream, "--port", port) as process:
+            until_answers(f"{url}/healthz", process, Path(os.devnull), seconds=60)
             each_once(stream, 100)
             publish(stream, made_up(50))
             end = time.monotonic() + 60
