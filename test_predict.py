@@ -428,7 +428,6 @@ def test_metrics_are_right_across_workers_and_after_one_is_killed(serve: Callabl
         "ride_duration_requests_total{'route': '/predict', 'status': '422'}",
         "ride_duration_requests_total{'route': 'none', 'status': '404'}",
     )
-    before = metrics_directories()
     with serve() as (url, process, _):
 
         def load() -> None:
@@ -459,13 +458,12 @@ def test_metrics_are_right_across_workers_and_after_one_is_killed(serve: Callabl
             load()
             counts(2)
             wait_until(lambda: scrape(url).get(workers) == 2)
-        made = metrics_directories() - before
-    assert made
-    assert not metrics_directories() & made
+        assert len(metrics_directories(process.pid)) == 1
+    assert not metrics_directories(process.pid)
 
 
-def metrics_directories() -> set[str]:
-    return set(glob("/dev/shm/ride-duration-*") + glob(f"{tempfile.gettempdir()}/ride-duration-*"))
+def metrics_directories(owner: int) -> list[str]:
+    return [path for folder in ("/dev/shm", tempfile.gettempdir()) for path in glob(f"{folder}/ride-duration-{owner}-*")]
 
 
 @pytest.mark.parametrize("how", ["replace", "symlink"])

@@ -61,7 +61,8 @@ def share_counts(folder: str | None) -> None:
     """
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         return
-    owner, path = os.getpid(), tempfile.mkdtemp(prefix="ride-duration-", dir=folder)
+    owner = os.getpid()
+    path = tempfile.mkdtemp(prefix=f"ride-duration-{owner}-", dir=folder)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = path
 
     def clear() -> None:
