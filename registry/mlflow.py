@@ -103,10 +103,6 @@ class Registry:
         elif user := _secret("MLFLOW_TRACKING_USERNAME"):
             self._session.auth = (user, _secret("MLFLOW_TRACKING_PASSWORD"))
 
-    def reach(self) -> None:
-        """Ask for nothing much; RegistryError if there is no answer."""
-        self._get(answers.Known, "experiments/search", max_results="1")
-
     def takes(self, experiment: str, name: str | None) -> None:
         """Whether a run can be begun in the experiment, and a version of the registered model be made; RegistryError if not."""
         self._experiment(experiment)

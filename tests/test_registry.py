@@ -275,7 +275,7 @@ SERVE = """
 import sys, time
 from registry.embedded import open_registry
 with open_registry(sys.argv[1]) as registry:
-    registry.reach()
+    registry.takes("any", None)
     print("it answers as", registry.name, flush=True)
     time.sleep(100)
 """
