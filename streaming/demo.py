@@ -18,7 +18,7 @@ import requests
 from tqdm import tqdm
 
 from ride_duration.made_up import made_up
-from ride_duration.ride import EXAMPLE
+from ride_duration.ride import EXAMPLE, InvalidRide, check_ride
 from streaming.engine import follow, open_producer
 from streaming.messages import DEAD_LETTERS, DECISIONS, PREDICTIONS, RIDES, TARGETS, Decision, Event, read_prediction
 from streaming.worker import told
@@ -27,6 +27,7 @@ PATIENCE = 60.0
 """Seconds for a service to begin, and for the last decision to come."""
 
 QUIET = 7.0
+"""Seconds without anything new after which nothing is waited for: longer than a decision waits for a missing model."""
 
 
 @contextmanager
@@ -69,33 +70,46 @@ def until_ready(name: str, url: str, process: subprocess.Popen[bytes], folder: P
     raise click.ClickException(f"{name} does not answer; {folder}/{name}.log says why")
 
 
-def send(stream: str, name: str, rides: int, rate: int) -> None:
-    """Publish rides, so many a second; a few can't be scored."""
-    began = time.monotonic()
+def send(stream: str, name: str, rides: int, rate: int) -> int:
+    """Publish rides, so many a second; how many of them can be scored."""
+    began, good = time.monotonic(), 0
     with closing(open_producer(stream, RIDES)) as producer, tqdm(total=rides, unit="ride", disable=None) as progress:
         for number, (pickup, _, start, end, miles) in enumerate(made_up(rides)):
             ride = {"PULocationID": start, "DOLocationID": end, "trip_distance": miles, "pickup_datetime": pickup}
             ride_id = f"{name}-{number}"
             producer.send([(ride_id, msgspec.json.encode({"ride_id": ride_id, "ride": ride}))])
+            with suppress(InvalidRide):
+                check_ride(ride)
+                good += 1
             progress.update()
             time.sleep(max(0.0, began + number / rate - time.monotonic()))
+    return good
 
 
-def until_quiet(backend: str) -> None:
-    """Until the backend has seen nothing new for some seconds, longer than a decision waits for a missing model."""
+def until_done(backend: str, predictions: Path, name: str, good: int) -> None:
+    """Until every good ride is decided and in the database, or nothing new has come for some seconds."""
     before, changed, end = None, time.monotonic(), time.monotonic() + PATIENCE
     while time.monotonic() < min(changed + QUIET, end):
-        counts = requests.get(f"{backend}/live", timeout=5).json()["counts"]
-        if counts != before:
-            before, changed = counts, time.monotonic()
+        found = requests.get(f"{backend}/live", timeout=5).json()["counts"], written(predictions, name)
+        if found[0][DECISIONS] > good <= found[1]:  # one more has been asked for at the backend
+            return
+        if found != before:
+            before, changed = found, time.monotonic()
         time.sleep(0.2)
+
+
+def written(predictions: Path, name: str) -> int:
+    """How many rides of that name the sink has written."""
+    with closing(sqlite3.connect(predictions)) as database:
+        (rows,) = database.execute("select count(*) from predictions where ride_id like ?", [f"{name}-%"]).fetchone()
+    return int(rows)
 
 
 def all_of(stream: str, topic: str) -> list[Event]:
     """A topic from its beginning."""
     found: list[Event] = []
     with closing(follow(stream, topic, beginning=True)) as reader:
-        while events := reader.read(5000, 2):
+        while events := reader.read(5000, 0.5 if found else 2):  # a broker's first answer takes longer
             found += events
     return found
 
@@ -115,8 +129,7 @@ def summary(stream: str, name: str, predictions: Path) -> str:
     )
     refused = {event.value for event in all_of(stream, DEAD_LETTERS) if prefix in (event.value or b"")}
     lines.append(f"{len(refused):6,} rides in {DEAD_LETTERS}, which the contract refuses")
-    with closing(sqlite3.connect(predictions)) as database:
-        (rows,) = database.execute("select count(*) from predictions where ride_id like ?", [f"{name}-%"]).fetchone()
+    rows = written(predictions, name)
     lines.append(f"{rows:6,} rows in {predictions}")
     if waited := sorted(1000 * (event.at - asked[event.key]) for event in decided):
         p50, p99 = (waited[int(len(waited) * part)] for part in (0.5, 0.99))
@@ -130,7 +143,7 @@ def summary(stream: str, name: str, predictions: Path) -> str:
 @click.command(context_settings={"show_default": True})
 @click.option("--stream", metavar="URL", help="Another stream than a new SQLite file in the folder.")
 @click.option("--count", "rides", type=click.IntRange(100, 20_000), default=2000, help="How many.")
-@click.option("--rate", type=click.IntRange(1, 10_000), default=200, help="Rides a second.")
+@click.option("--rate", type=click.IntRange(1, 10_000), default=400, help="Rides a second.")
 @click.option("--folder", type=click.Path(path_type=Path), default="demo", help="Where databases and logs go.")
 @click.option("--stay", is_flag=True, help="Go on after the summary, until Ctrl-C.")
 def main(stream: str | None, rides: int, rate: int, folder: Path, stay: bool) -> None:
@@ -152,20 +165,22 @@ def main(stream: str | None, rides: int, rate: int, folder: Path, stay: bool) ->
     }
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: everything is ended
     with told("demo"), ExitStack() as stack, suppress(KeyboardInterrupt):
+        started = []
         for name, (command, port) in services.items():
             port = port or free_port(0)
             environment = {"STREAM": stream, "PORT": str(port), "MODEL": "model.bin", "WEB_CONCURRENCY": "1"}
-            process = stack.enter_context(running(name, command, folder, **environment))
+            started.append((name, command, port, stack.enter_context(running(name, command, folder, **environment))))
+        for name, command, port, process in started:
             until_ready(name, f"http://127.0.0.1:{port}", process, folder)
             click.echo(f"{name:9} {' '.join(command)}")
         click.echo(f"\nhttp://127.0.0.1:{page} shows it live\n")
         backend = f"http://127.0.0.1:{page}"
-        send(stream, run, rides, rate)
+        good = send(stream, run, rides, rate)
         asked = requests.post(f"{backend}/rides", json=EXAMPLE, timeout=10).json()
         click.echo(f"\nPOST {backend}/rides\n{msgspec.json.encode(asked).decode()}\n")
         offered = requests.get(f"{backend}/rides/{asked['ride_id']}?wait=20", timeout=30).json()
         click.echo(f"GET {backend}/rides/{asked['ride_id']}\n{msgspec.json.encode(offered.get('decision')).decode()}\n")
-        until_quiet(backend)
+        until_done(backend, predictions, run, good)
         click.echo(summary(stream, run, predictions))
         if stay:
             click.echo("\nCtrl-C ends it.")

@@ -111,8 +111,7 @@ def test_an_error_stands_beside_its_field(page: Page) -> None:
     expect(page.locator("#distance-error")).to_have_text("")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide-light", "narrow-dark"])
 def test_it_is_fit_for_screen_readers_and_phones(page: Page, viewport: ViewportSize, scheme: Any) -> None:
     page.set_viewport_size(viewport)
     page.emulate_media(color_scheme=scheme)
