@@ -54,8 +54,8 @@ def wrong(uri: str) -> str:
 def open_registry(uri: str, stopped: threading.Event | None = None) -> Iterator[Registry]:
     """The registry at http://… or https://…, or that of sqlite:///FILE.db, whose files are in `mlartifacts` beside it.
 
-    While MLflow's server runs, SIGTERM and SIGHUP that nobody handles end the program as an exception does: else the server
-    would be left behind.
+    Meanwhile SIGTERM and SIGHUP that nobody handles end the program as an exception does: else a run would be RUNNING for ever,
+    and a server that was started be left behind.
 
     Parameters
     ----------
@@ -69,11 +69,12 @@ def open_registry(uri: str, stopped: threading.Event | None = None) -> Iterator[
     """
     if reason := wrong(uri):
         raise RegistryError(reason)
-    if uri.startswith(_SQLITE):
-        with _ending_orderly(), _serving(uri, stopped or threading.Event()) as url:
+    with _ending_orderly():
+        if not uri.startswith(_SQLITE):
+            yield Registry(uri)
+            return
+        with _serving(uri, stopped or threading.Event()) as url:
             yield Registry(url, embedded=uri)
-    else:
-        yield Registry(uri)
 
 
 @contextmanager

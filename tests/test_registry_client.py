@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import PROJECT
+from conftest import PROJECT, wait_until
 from registry import mlflow, pull
 from registry.mlflow import NotThereError, Registry, RegistryError
 from registry.pull import Puller
@@ -215,6 +216,24 @@ def test_a_run_that_is_not_finished_is_failed_and_one_that_is_not_registered_say
     with pytest.raises(NotRegisteredError, match=r"logged as run r, but not registered: .* disk is full"):
         keep(registry, TRAINING, "x")
     assert any("FINISHED" in line for line in fake.asked)
+
+
+KEEP = """
+import sys
+from registry.embedded import open_registry
+from registry.runs import Training, keep
+with open_registry(sys.argv[1]) as registry:
+    keep(registry, Training("v", "duration", b"", b"", {"scikit-learn": "1"}, {}, {}, b""), None)
+"""
+
+
+def test_a_run_whose_training_is_asked_to_end_is_failed(fake: Fake) -> None:
+    fake.drips = True  # the upload of model.bin is answered for ever
+    process = subprocess.Popen([sys.executable, "-c", KEEP, fake.url], cwd=PROJECT)
+    wait_until(lambda: any("model.bin" in line for line in fake.asked))
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert "FAILED" in fake.asked[-1]
 
 
 @pytest.mark.parametrize(
