@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from registry.embedded import open_registry
-from registry.mlflow import FORMS, Registry, RegistryError, is_model
+from registry.mlflow import FORMS, NotThereError, Registry, RegistryError, is_model
 from registry.options import registry_option
 from ride_duration import logs
 from ride_duration.logs import log
@@ -113,7 +113,8 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
     URI is models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/PATH.
 
     A file that is not a model is refused, and what is in place serves on; so it does while the registry is away, which is told.
-    With --watch it never gives up: what isn't there yet may come, and an MLflow of its own that doesn't start is started again.
+    With --watch it never gives up: what isn't there yet may come, and an MLflow of its own that doesn't start or dies is
+    started again.
 
     Exit codes: 0 a good model is in place, or --watch was ended, 2 wrong options, 3 none is, and the registry can't be asked,
     4 none is, since what the registry has is refused.
@@ -139,6 +140,9 @@ def main(model_uri: str, folder: Path, uri: str, watch: bool, every: int, target
                 if str(error) != told and not ended:
                     told = str(error)
                     tell(error, serving)
+                if isinstance(error, RegistryError) and not isinstance(error, NotThereError):
+                    opened.close()  # a server of its own may have died
+                    puller = None
             if not watch or stopped.wait(every):
                 return
 

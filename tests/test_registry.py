@@ -265,7 +265,22 @@ def test_a_file_is_a_registry_without_a_server(server: Server, records: Path, tm
     process = promote(registry, "ride-duration", "--rides", rides)
     assert process.returncode == 0, process.stdout + process.stderr
     assert pull("models:/ride-duration@champion", tmp_path / "served", registry).returncode == 0
-    assert (tmp_path / "served" / "model.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
+    path = tmp_path / "served" / "model.bin"
+    assert path.read_bytes() == (tmp_path / "model.bin").read_bytes()
+    path.unlink()
+    options = ["--to", str(path.parent), "--registry", registry, "--watch"]
+    command = [sys.executable, "-m", "registry.pull", "models:/ride-duration@champion", *options]
+    watching = subprocess.Popen(command, cwd=PROJECT)
+    try:
+        wait_until(path.exists, 60)
+        for own in psutil.Process(watching.pid).children():
+            if "server" in own.cmdline():
+                os.killpg(own.pid, signal.SIGKILL)
+        path.unlink()
+        wait_until(path.exists, 90)
+    finally:
+        watching.terminate()
+        assert watching.wait(30) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", "mlartifacts", "model.bin", "served"}
     left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or [])]
     assert left == []
