@@ -8,9 +8,10 @@ an interval again changes nothing but what was missing.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import click
@@ -45,12 +46,22 @@ from ride_duration.ride import NEW_YORK
 EXIT_STORE, EXIT_MODEL, EXIT_EMPTY = 3, 4, 5
 
 
+GAP = timedelta(days=31)
+"""Real records have rides whose clock is years wrong: what is between these and the others is not gone through."""
+
+
 class Counts(NamedTuple):
-    """What became of an interval's rides: read = predicted + rejected."""
+    """What became of an interval's rides: read = predicted + rejected, when they are scored."""
 
     read: int
-    predicted: int
-    rejected: int
+    predicted: int = 0
+    rejected: int = 0
+    filled: int = 0
+    """Predictions that have got their actual duration."""
+
+
+Work = Callable[[Rides, Predictions, datetime, datetime], Counts]
+"""What is done with the rides of an interval, and their predictions."""
 
 
 def intervals(start: datetime, end: datetime, every: str) -> Iterator[tuple[datetime, datetime]]:
@@ -96,11 +107,12 @@ def score_interval(model: LinearModel, rides: Rides, predictions: Predictions, s
     return Counts(*counts.tolist())
 
 
-def fill_interval(rides: Rides, predictions: Predictions, start: datetime, end: datetime) -> int:
-    """Write how long the rides of one interval took into their predictions; how many of these did not know it before."""
-    ids = Ids()
+def fill_interval(rides: Rides, predictions: Predictions, start: datetime, end: datetime) -> Counts:
+    """Write how long the rides of one interval took into their predictions."""
+    ids, read = Ids(), 0
     with predictions.filling(start, end) as filling:
         for batch in rides.read(start, end):
+            read += len(batch)
             known = pa.array(np.flatnonzero(batch["actual"].to_numpy() != MISSING))
             columns = {
                 "ride_id": ids.of(batch),
@@ -108,7 +120,7 @@ def fill_interval(rides: Rides, predictions: Predictions, start: datetime, end: 
                 "pickup_datetime": batch["pickup"].cast(pa.timestamp("s")),
             }
             filling.fill(pa.table(columns).take(known))
-    return filling.filled
+    return Counts(read, filled=filling.filled)
 
 
 def next_intervals(span: Span, done: datetime | None, every: str, until: datetime) -> list[tuple[datetime, datetime]]:
@@ -121,6 +133,20 @@ def next_intervals(span: Span, done: datetime | None, every: str, until: datetim
         found.append((start, end))
         start = end
     return found
+
+
+def go_through(
+    todo: Iterable[tuple[datetime, datetime]], work: Work, rides: Rides, predictions: Predictions, leaps: bool
+) -> Iterator[Counts]:
+    """Work on an interval after the other; after an empty one `leaps` to the next ride, if it is far away."""
+    ahead = datetime.min
+    for start, end in todo:
+        if end <= ahead:
+            continue
+        counts = work(rides, predictions, start, end)
+        yield counts
+        if leaps and not (counts.read or rides.exist(end, end + GAP)):
+            ahead = rides.span(end).first or end
 
 
 class Failure(click.ClickException):
@@ -212,19 +238,17 @@ def main(
                 if span.timeless:
                     click.echo(f"{span.timeless:,} rides in no interval: their pickup time can't be read", err=True)
             progress = opened.enter_context(tqdm(todo, unit=every, disable=None))
-            if model is None:
-                filled = sum(fill_interval(rides, predictions, *interval) for interval in progress)
-            else:
-                counts = [score_interval(model, rides, predictions, *interval) for interval in progress]
+            work: Work = partial(score_interval, model) if model else fill_interval
+            counts = list(go_through(progress, work, rides, predictions, leaps=start is None))
     except ModelError as error:
         raise Failure(error, EXIT_MODEL) from None
     except StoreError as error:
         raise Failure(error, EXIT_STORE) from None
+    read, predicted, rejected, filled = (sum(column) for column in zip(Counts(0), *counts, strict=True))
     if model is None:
-        click.echo(f"{len(todo):,} intervals, {every} by {every}: {filled:,} predictions have got their actual duration")
-        return
-    read, predicted, rejected = (sum(column) for column in zip(Counts(0, 0, 0), *counts, strict=True))
-    click.echo(account(len(todo), every, read, predicted, rejected, model.version))
+        click.echo(f"{len(counts):,} intervals, {every} by {every}: {filled:,} predictions have got their actual duration")
+    else:
+        click.echo(account(len(counts), every, read, predicted, rejected, model.version))
 
 
 def _of(span: Span) -> str:

@@ -180,6 +180,21 @@ def test_running_again_changes_nothing_and_later_intervals_are_found(store: Stor
     assert len(everything(predictions)[0]) == 303
 
 
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow), "parquet"], indirect=True)
+def test_a_clock_that_is_years_wrong_costs_no_years_of_intervals(store: Store) -> None:
+    strays = [(pickup, 7, 8, 3.0, None) for pickup in ("2008-12-31 23:05:00", "2020-06-05 12:00:00")]
+    rides, predictions = store([*strays, *made_up(300)])
+    assert "32 intervals, day by day: 308 rides read" in score(rides, predictions)
+    ends = sorted(run["interval_end"][:10] for run in table(predictions, "runs"))
+    # a day is looked at after each, and what is between is left out
+    assert ends[:5] == ["2009-01-01", "2009-01-02", "2020-06-06", "2020-06-07", "2021-02-02"]
+    assert len(ends) == 28 + 4
+    assert "0 intervals" in score(rides, predictions)
+    assert "32 intervals" in score(rides, predictions, "--actuals")
+    # each that is asked for is gone through
+    assert "4 intervals" in score(rides, predictions, "--from", "2008-12-05", "--to", "2009-01-02", "--every", "week")
+
+
 def test_actual_durations_are_filled_once(store: Store) -> None:
     rows = made_up(300)
     rides, predictions = store(rows)

@@ -209,7 +209,8 @@ class _TableRides(ABC):
         """What times there are since a time."""
         pickup = self._seconds(self.pickup)
         later = f"where {self.pickup} >= '{since - _DAY}' or {self.pickup} is null" if since else ""
-        what = f"min({pickup}) as first, max({pickup}) as last, count(*) - count({pickup}) as timeless"
+        exactly = f"filter (where {pickup} >= {seconds(since)})" if since else ""
+        what = f"min({pickup}) {exactly} as first, max({pickup}) {exactly} as last, count(*) - count({pickup}) as timeless"
         (row,) = self.database.rows(f"select {what} from {self.table} {later}")
         if row["first"] is None:
             return Span(None, None, row["timeless"])

@@ -61,10 +61,11 @@ class FileRides:
 
     def span(self, since: datetime | None) -> Span:
         """What times there are since a time."""
-        groups = list(self._groups(seconds(since) if since else None, seconds(datetime.max)))
+        low = seconds(since or datetime.min)
+        groups = list(self._groups(low, seconds(datetime.max)))
         times = [group.pickups() for group in groups]
-        known = [(found.min(), found.max()) for found in times if len(found)]
         timeless = sum(group.rows for group in groups) - sum(map(len, times))
+        known = [(found.min(), found.max()) for found in (time[time >= low] for time in times) if len(found)]
         if not known:
             return Span(None, None, timeless)
         return Span(
