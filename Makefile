@@ -13,8 +13,8 @@ installed = $(foreach category,$(1),$(VENV)/.installed-$(category))
 # what tests and checks need
 DEVELOPMENT := packages train report client batch dashboard stream registry dev-packages
 
-# slow tests that mostly wait, for brokers, databases, Spark and MLflow, and for workers to be overtaken: two at a time
-WAITING := $(addprefix tests/test_,$(addsuffix .py,streaming decide registry batch spark live dashboard))
+# slow tests that mostly wait, for brokers, databases, Spark, MLflow, answers, and for workers to be overtaken: two at a time
+WAITING := $(addprefix tests/test_,$(addsuffix .py,fuzz deploy streaming decide registry batch spark live dashboard))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve batch-demo stream-demo test test-slow browser postgresql spark kafka registry prometheus train models lint lock image clean
