@@ -10,17 +10,20 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from conftest import PROJECT, wait_until
 from registry import mlflow, pull
+from registry.gate import Limits
 from registry.mlflow import NotThereError, Registry, RegistryError
+from registry.promote import Refused, promote
 from registry.pull import Puller
 from registry.runs import NotRegisteredError, Training, keep
 from ride_duration.logs import shown
 from ride_duration.model import ModelError
+from ride_duration.stores import Rides
 
 MODEL = (PROJECT / "model.bin").read_bytes()
 URI = "models:/x@champion"
@@ -275,6 +278,17 @@ def test_what_a_training_would_fail_on_in_the_end_is_found_at_its_start(fake: Fa
     fake.broken["experiments/get-by-name"] = 200, json.dumps(deleted).encode(), {}
     with pytest.raises(RegistryError, match="the experiment e is deleted: restore it"):
         registry.takes("e", None)
+
+
+def test_a_model_of_fares_is_no_candidate_for_durations(fake: Fake) -> None:
+    fake.broken = {
+        "registered-models/get?": (200, b'{"registered_model": {}}', {}),
+        "model-versions/get?": (200, b'{"model_version": {"version": "1"}}', {}),
+        "artifacts/0/m/model.bin": (200, (PROJECT / "models" / "fare.bin").read_bytes(), {}),
+    }
+    with pytest.raises(Refused, match=r"x, version 1: .*fare"):
+        promote(Registry(fake.url), "x", "1", cast(Rides, None), 28, None, Limits())  # no ride is looked at
+    assert "refused" in fake.asked[-1]
 
 
 def test_watching_does_not_end_when_what_it_watches_by_cannot_be_started(tmp_path: Path) -> None:
