@@ -80,13 +80,12 @@ class Figures(NamedTuple):
 
     off: Values
     """Predicted less actual, minutes."""
-    rmse: float
+    timeless_off: Values
+    """Of the same rides, asked for without their time."""
     bias: float
     """Minutes, without its sign."""
     coverage_off: float | None
     """How far the share of rides within the interval is from what is promised; None without an interval."""
-    timeless_rmse: float
-    """Of the same rides, asked for without their time."""
     timeless_coverage_off: float | None
     falling: float
     fall: float
@@ -104,11 +103,11 @@ def figures(model: LinearModel, rides: Columns, actual: Values, level: float) ->
         return predicted - actual, abs(float(((low <= actual) & (actual <= high)).mean()) - level)
 
     off, coverage_off = asked(rides)
-    timeless, timeless_coverage_off = asked(without_time(rides))
+    timeless_off, timeless_coverage_off = asked(without_time(rides))
     lowest, highest = extremes(model)
     beyond = max(USUAL_MINUTES[0] - lowest, highest - USUAL_MINUTES[1], 0.0)
     bias = abs(float(off.mean()))
-    return Figures(off, _rmse(off), bias, coverage_off, _rmse(timeless), timeless_coverage_off, *falls(model, rides), beyond)
+    return Figures(off, timeless_off, bias, coverage_off, timeless_coverage_off, *falls(model, rides), beyond)
 
 
 def compare(
@@ -148,15 +147,16 @@ def compare(
         return Check(name, value, before, limit if before is None else max(limit, before + slack))
 
     checks = [held("rides without an answer", unanswered[0], unanswered[1] if champion else None, 0.0)]
-    for name, value, before in (
-        ("RMSE, minutes", own.rmse, other and other.rmse),
-        ("RMSE without time, minutes", own.timeless_rmse, other and other.timeless_rmse),
+    for name, errors, errors_before in (
+        ("RMSE, minutes", own.off, other and other.off),
+        ("RMSE without time, minutes", own.timeless_off, other and other.timeless_off),
     ):
-        if other is None or before is None:
-            checks.append(Check(name, value, None, float(actual.std())))
+        if errors_before is None:
+            checks.append(Check(name, _rmse(errors), None, float(actual.std())))
         else:
-            chance = float((own.off**2 - other.off**2).std()) / len(actual) ** 0.5 / (2 * before)
-            checks.append(Check(name, value, before, before * limits.rmse + chance))
+            before = _rmse(errors_before)
+            chance = float((errors**2 - errors_before**2).std()) / len(actual) ** 0.5 / (2 * before)
+            checks.append(Check(name, _rmse(errors), before, before * limits.rmse + chance))
     checks.append(held("bias, minutes", own.bias, other and other.bias, limits.bias, slack=0.05))
     if tables:
         off, timeless = other and other.coverage_off, other and other.timeless_coverage_off
