@@ -264,6 +264,15 @@ def test_a_connection_that_is_lost_ends_the_job_and_loses_nothing(request: pytes
     assert list(map(len, everything(predictions))) == [20_003, 3]
 
 
+def test_a_connection_that_is_lost_in_the_middle_of_an_answer_is_told(postgresql: str) -> None:
+    with closing(Database(Address.of(postgresql))) as reading, closing(Database(Address.of(postgresql))) as other:
+        rows = reading.read("select n, repeat('x', 100) as x from generate_series(1, 2000000) as n")
+        next(rows)
+        other.rows("select pg_terminate_backend(pid) as ended from pg_stat_activity where pid <> pg_backend_pid()")
+        with pytest.raises(StoreError, match=r"terminat|connection"):
+            list(rows)
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "parquet"])
 def test_a_full_disk_ends_the_job_and_leaves_nothing_half_written(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -29,6 +29,8 @@ LOCK_SECONDS = 60
 
 _BATCH_ROWS = 65_536
 _DAY = timedelta(days=1)
+_ERRORS = (DatabaseError, dbapi.Error, OSError, pa.ArrowException)
+"""The driver's: those of Arrow's two come when a connection is lost in the middle of an answer."""
 
 
 class Database:
@@ -80,7 +82,7 @@ class Database:
 
     def close(self) -> None:
         """End the connection; what was not committed is gone."""
-        with suppress(DatabaseError, dbapi.Error):  # it may be lost already
+        with suppress(*_ERRORS):  # it may be lost already
             self._connection.close()
 
     def schema(self, table: str) -> pa.Schema:
@@ -160,7 +162,7 @@ class Database:
             with self._told():
                 self._connection.commit()
         except BaseException:
-            with suppress(DatabaseError, dbapi.Error):  # the connection may be lost, and the transaction with it
+            with suppress(*_ERRORS):  # the connection may be lost, and the transaction with it
                 self._connection.rollback()
             raise
 
@@ -176,7 +178,7 @@ class Database:
         """The driver's errors as a sentence without a password."""
         try:
             yield
-        except (DatabaseError, dbapi.Error) as error:
+        except _ERRORS as error:
             text = re.sub(r"\s+", " ", str(error)).removesuffix(". SQLSTATE: ").strip()
             hint = "; another process writes to it, so try again" if "database is locked" in text else ""
             raise StoreError(f"{shown(self.address.url)}: {shown(text)}{hint}") from None
