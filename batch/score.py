@@ -33,6 +33,7 @@ try:
         now,
         open_predictions,
         open_rides,
+        pickup_now,
     )
     from ride_duration.stores.ids import Ids
     from ride_duration.stores.options import column_option
@@ -41,7 +42,6 @@ except ModuleNotFoundError as error:
 
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import load_model
-from ride_duration.ride import NEW_YORK
 
 EXIT_STORE, EXIT_MODEL, EXIT_EMPTY = 3, 4, 5
 
@@ -234,7 +234,7 @@ def main(
             else:
                 done = None if actuals else predictions.last_end()
                 span = rides.span(done)
-                todo = next_intervals(span, done, every, datetime.now(NEW_YORK).replace(tzinfo=None))
+                todo = next_intervals(span, done, every, pickup_now())
                 if span.timeless:
                     click.echo(f"{span.timeless:,} rides in no interval: their pickup time can't be read", err=True)
             progress = opened.enter_context(tqdm(todo, unit=every, disable=None))

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ride_duration.ride import NEW_YORK
 from ride_duration.slices import BANDS, BOROUGHS, DAYS, HOURS, SLICES, USUAL_MINUTES
+from ride_duration.stores import pickup_now
 from ride_duration.stores.databases import Database
 from ride_duration.stores.predictions import SUMS, USUAL
 from ride_duration.zones import ZONES
@@ -228,8 +228,7 @@ def timeless(database: Database, since: date | None = None) -> dict[str, int]:
 
 def newest_hour(database: Database) -> datetime | None:
     """The last hour of New York's clock with a ride that was predicted; a pickup yet to come doesn't count."""
-    now = datetime.now(NEW_YORK).replace(tzinfo=None, microsecond=0)
-    (row,) = database.rows(f"select cast(max(hour) as text) as newest from hourly where hour <= '{now}'")
+    (row,) = database.rows(f"select cast(max(hour) as text) as newest from hourly where hour <= '{pickup_now()}'")
     return datetime.fromisoformat(row["newest"]) if row["newest"] else None
 
 

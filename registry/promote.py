@@ -21,7 +21,7 @@ try:
     from registry.mlflow import NotThereError, Registry, RegistryError, Version
     from registry.options import registry_option
     from registry.runs import CANDIDATE
-    from ride_duration.stores import KINDS, MISSING, Rides, StoreError, open_rides
+    from ride_duration.stores import KINDS, MISSING, Rides, StoreError, open_rides, pickup_now
     from ride_duration.stores.columns import columns_of, well_formed
     from ride_duration.stores.options import column_option
 except ModuleNotFoundError as error:
@@ -30,7 +30,6 @@ except ModuleNotFoundError as error:
 from ride_duration.inputs import Columns
 from ride_duration.model import LinearModel, ModelError
 from ride_duration.model_file import parse_model
-from ride_duration.ride import NEW_YORK
 from ride_duration.slices import USUAL_MINUTES
 
 CHAMPION = "champion"
@@ -82,7 +81,7 @@ def labelled(rides: Rides, days: int, after: datetime | None, until: datetime | 
     """
     last = rides.span(None).last
     if last:  # a ride of a year to come is a clock that was wrong
-        last = min(last, until or datetime.now(NEW_YORK).replace(tzinfo=None, microsecond=0))
+        last = min(last, until or pickup_now())
     found: list[Columns] = []
     actual: list[np.typing.NDArray[np.float64]] = []
     start = end = datetime.min

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ride_duration.logs import shown
 from ride_duration.model import LinearModel
+from ride_duration.ride import NEW_YORK
 
 MISSING = -1e300
 """Stands for NULL among numbers: SQLite's driver takes a column's type from its first cells, and NULL has none."""
@@ -268,3 +269,8 @@ def of_seconds(seconds: int) -> datetime:
 def now() -> datetime:
     """The time as the tables have it: UTC, to the second."""
     return datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+
+
+def pickup_now() -> datetime:
+    """The time as pickups have it: New York's clock, to the second."""
+    return datetime.now(NEW_YORK).replace(tzinfo=None, microsecond=0)

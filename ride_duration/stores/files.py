@@ -85,11 +85,11 @@ class FileRides:
             if parts:
                 yield from pa.concat_tables(parts).sort_by("pickup").combine_chunks().to_batches(_BATCH_ROWS)
 
-    def _groups(self, low: int | None = None, high: int | None = None) -> Iterator["_Group"]:
+    def _groups(self, low: int, high: int) -> Iterator["_Group"]:
         """The row groups that may have a pickup within [low, high)."""
         for file in self._files:
             for group in file.groups:
-                if low is None or high is None or group.first is None or (group.first < high and group.last >= low):
+                if group.first is None or (group.first < high and group.last >= low):
                     yield group
 
     def _chunks(self, low: int, high: int) -> Iterator[tuple[int, int]]:
